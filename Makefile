@@ -1,0 +1,56 @@
+# The two commands of this project are `make book` and `make test`; `make help` lists the others.
+# Settings: PYTHON=python3.12 (another interpreter), CONSTRAINTS= (the newest versions instead of the tested ones),
+# SANITY_SEED=1 (the whole book with other random numbers).
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export SANITY_STRICT := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test chapter lab bench assets lint format address clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
+
+book: $(INSTALLED) ## run every chapter that changed, then make the pages in _build/html
+	@$(BIN)/python scripts/build_book.py
+
+test: book ## build the book where it is missing or old, then run all tests
+	@$(BIN)/python -m pytest
+
+chapter: $(INSTALLED) ## run and show one chapter: make chapter ONLY=cascading
+	@$(BIN)/python scripts/build_book.py --only $(ONLY)
+
+lab: $(INSTALLED) ## open the chapters in JupyterLab
+	@SANITY_STRICT=0 $(BIN)/jupyter lab notebooks
+
+bench: $(INSTALLED) ## time the package (benchmarks/)
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+assets: $(INSTALLED) ## make data and weights in helpers/assets again (scripts/assets/)
+	@for file in scripts/assets/*.py; do $(BIN)/python $$file || exit 1; done
+
+lint: $(INSTALLED) ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## mend style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+address: ## move to another repository: make address REPO=https://github.com/owner/name
+	@$(PYTHON) scripts/address.py $(REPO)
+
+clean: ## remove the built book; the environment stays
+	rm -rf _build
+
+$(INSTALLED): requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
+	@test -x $(BIN)/python || { echo "Creating the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the book's packages (about 5 GB with torch; once)"
+	@$(BIN)/python -m pip install --quiet -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e .
+	@touch $@

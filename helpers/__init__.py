@@ -1,0 +1,1 @@
+"""Sanity checks for saliency maps: the package under the book."""

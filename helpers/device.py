@@ -1,0 +1,59 @@
+"""Where tensors live, how random numbers are drawn, models held in eval mode, work cut into batches and shown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator for `seed`: draw from it, then move, and every device sees the same numbers."""
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}; pass for example seed=0.")
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def local_seed(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator inside the block, for library code that knows no other.
+
+    The state the caller had is restored on the way out, also after an exception.
+    """
+    start, state = generator(seed).get_state(), torch.get_rng_state()
+    try:
+        torch.set_rng_state(start)
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside the block; every module's own mode is put back on the way out."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover `range(count)` in order, each of at most `size`."""
+    if size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {size}.")
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def progress(total: int, *, show: bool = True) -> tqdm:
+    """A plain text progress bar on standard error; name the step with `.set_postfix_str`."""
+    return tqdm(total=total, disable=not show, leave=False)

@@ -1,0 +1,160 @@
+"""Architectures and trained weights."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pandas as pd
+import torchvision
+from safetensors import safe_open
+from torch import nn
+
+from helpers.assets import FOLDER, locate
+from helpers.device import local_seed
+
+
+def cnn(*, batch_norm: bool = False, seed: int = 0) -> nn.Sequential:
+    """The paper's small CNN at a size that ships: conv 16, conv 32, fc 64, ten logits.
+
+    Takes images `(N, 1, 28, 28)` in [0, 1]. With `batch_norm` a norm follows each convolution.
+    PyTorch's own initialisation, drawn from `seed`.
+    """
+
+    def norm(name: str, channels: int) -> list[tuple[str, nn.Module]]:
+        return [(name, nn.BatchNorm2d(channels))] if batch_norm else []
+
+    with local_seed(seed):
+        return nn.Sequential(
+            OrderedDict(
+                [
+                    ("conv1", nn.Conv2d(1, 16, 5, padding=2)),
+                    *norm("norm1", 16),
+                    ("relu1", nn.ReLU()),
+                    ("pool1", nn.MaxPool2d(2)),
+                    ("conv2", nn.Conv2d(16, 32, 5, padding=2)),
+                    *norm("norm2", 32),
+                    ("relu2", nn.ReLU()),
+                    ("pool2", nn.MaxPool2d(2)),
+                    ("flatten", nn.Flatten()),
+                    ("fc1", nn.Linear(32 * 7 * 7, 64)),
+                    ("relu3", nn.ReLU()),
+                    ("logits", nn.Linear(64, 10)),
+                ]
+            )
+        )
+
+
+def mlp(*, seed: int = 0) -> nn.Sequential:
+    """A multi-layer perceptron with three hidden layers (200, 100, 50), ten logits.
+
+    Takes images `(N, 1, 28, 28)` in [0, 1]. PyTorch's own initialisation, drawn from `seed`.
+    """
+    with local_seed(seed):
+        return nn.Sequential(
+            OrderedDict(
+                [
+                    ("flatten", nn.Flatten()),
+                    ("fc1", nn.Linear(28 * 28, 200)),
+                    ("relu1", nn.ReLU()),
+                    ("fc2", nn.Linear(200, 100)),
+                    ("relu2", nn.ReLU()),
+                    ("fc3", nn.Linear(100, 50)),
+                    ("relu3", nn.ReLU()),
+                    ("logits", nn.Linear(50, 10)),
+                ]
+            )
+        )
+
+
+class Shipped(NamedTuple):
+    """How the stored checkpoints of a network were trained."""
+
+    build: Callable[..., nn.Module]
+    data: str
+    seeds: int
+    epochs: int
+    batch_size: int
+    lr: float
+
+
+SHIPPED = {
+    "cnn_clothes": Shipped(cnn, "clothes", seeds=8, epochs=70, batch_size=50, lr=1e-3),
+    "cnn_digits": Shipped(cnn, "digits", seeds=8, epochs=90, batch_size=50, lr=1e-3),
+    "mlp_digits": Shipped(mlp, "digits", seeds=5, epochs=60, batch_size=50, lr=2e-3),
+    "cnn_bn_clothes": Shipped(
+        partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=60, batch_size=100, lr=5e-4
+    ),
+}
+LABELS = ("true", "random")
+TORCHVISION = ("inception_v3", "resnet50", "vgg16")
+
+
+def checkpoint_name(name: str, labels: str) -> str:
+    """The asset that holds all seeds of a network trained on `labels`."""
+    return f"checkpoints/{name}.{labels}.safetensors"
+
+
+def records() -> pd.DataFrame:
+    """One row a stored checkpoint: network, labels, seed, epochs, train and test accuracy, minutes taken."""
+    return pd.read_csv(locate("checkpoints/records.csv"))
+
+
+def _shipped(name: str, seed: int, labels: str) -> nn.Module:
+    spec = SHIPPED[name]
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}.")
+    if seed not in range(spec.seeds):
+        raise ValueError(f"{name} is stored for seeds 0 to {spec.seeds - 1}, got {seed!r}.")
+    model = spec.build()
+    with safe_open(locate(checkpoint_name(name, labels)), "pt") as file:
+        model.load_state_dict({key: file.get_tensor(f"{int(seed)}.{key}") for key in model.state_dict()})
+    return model
+
+
+def squeezenet() -> nn.Module:
+    """SqueezeNet 1.1 with the ReLU after the last convolution taken out, so that logits can be negative.
+
+    Takes images `(N, 3, H, W)` in torchvision's ImageNet normalisation. Random weights.
+    """
+    model = torchvision.models.squeezenet1_1(weights=None)
+    model.classifier[2] = nn.Identity()
+    return model
+
+
+def _squeezenet_imagenet() -> nn.Module:
+    model = squeezenet()
+    with safe_open(locate("squeezenet_imagenet.safetensors"), "pt") as file:
+        model.load_state_dict({key: file.get_tensor(key) for key in model.state_dict()})
+    return model
+
+
+def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None = "DEFAULT") -> nn.Module:
+    """A trained network in eval mode, on the CPU, in float32.
+
+    Parameters
+    ----------
+    name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes` (ours, shipped), `squeezenet_imagenet`
+        (shipped), or `inception_v3`, `vgg16`, `resnet50` (torchvision downloads their weights).
+    seed, labels : which of our own checkpoints, trained on `"true"` or `"random"` labels; others ignore them.
+    weights : for torchvision's networks the name of the weights, or None for random ones.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, labels or seed; the message lists the known ones.
+    helpers.assets.AssetError
+        The file is missing or damaged.
+    """
+    if name in SHIPPED:
+        model = _shipped(name, seed, labels)
+    elif name == "squeezenet_imagenet":
+        model = _squeezenet_imagenet()
+    elif name in TORCHVISION:
+        extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
+        with local_seed(seed):
+            model = torchvision.models.get_model(name, weights=weights, **extra)
+    else:
+        known = [*SHIPPED, "squeezenet_imagenet", *TORCHVISION]
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
+    return model.eval()

@@ -1,0 +1,147 @@
+"""Figures from arrays and frames. Every function returns a `Figure` and shows nothing by itself."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+from torch import Tensor
+
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
+SIGNED, UNSIGNED = "PuOr_r", "cividis"  # both safe for colour-blind readers
+LINES = {
+    "other_image": ("floor: another image", "0.45", ":"),
+    "noise": ("floor: noise of the same spectrum", "0.65", "-."),
+    "retest": ("ceiling: the same method again", "0.25", (0, (5, 2))),
+    "twin": ("ceiling: a twin network", "tab:orange", "--"),
+}
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """An image `(C, H, W)` in [0, 1] as an array that matplotlib shows, `(H, W)` or `(H, W, 3)`."""
+    array = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+    return array[..., 0] if array.shape[2] == 1 else array
+
+
+def maps(
+    rows: Mapping[str, Tensor],
+    columns: Sequence[str],
+    *,
+    signed: bool,
+    images: Tensor | None = None,
+    scale: str = "map",
+    clip: float = 0.99,
+) -> Figure:
+    """A grid of heatmaps: one row a label, one column a name.
+
+    Parameters
+    ----------
+    rows : label -> maps `(len(columns), H, W)`.
+    signed : orange and purple around white for signed maps, else dark to bright.
+    images : `(rows, C, H, W)` in [0, 1] shown in a first column of their own.
+    scale, clip : full colour is reached at this quantile of |values|, of each `"map"` or of the whole `"row"`.
+    """
+    extra = 0 if images is None else 1
+    wide = len(columns) + extra
+    side = min(1.6, 6.2 / wide)
+    labels = 0.085 * max(map(len, rows))  # inches that the row labels take
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(rows),
+            wide,
+            figsize=(side * wide + labels, side * len(rows) + 0.3),
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for r, (label, row) in enumerate(rows.items()):
+            axes[r, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+            if extra:
+                axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)
+            for c, values in enumerate(row.detach().cpu().numpy()):
+                _draw(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
+        for axis, name in zip(axes[0], [*(["image"] * extra), *columns]):
+            axis.set_title(name, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def _draw(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
+    limit = np.quantile(np.abs(scale), clip) or np.abs(scale).max() or 1.0
+    axis.imshow(values, cmap=SIGNED if signed else UNSIGNED, vmin=-limit if signed else 0, vmax=limit)
+
+
+def gallery(
+    pictures: Mapping[str, Tensor], *, signed: bool, image: Tensor | None = None, across: int = 3, clip: float = 0.99
+) -> Figure:
+    """Named heatmaps `(H, W)`, each at its own scale, `across` to a line; `image` `(C, H, W)` comes first."""
+    count = len(pictures) + (image is not None)
+    down = -(-count // across)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            down, across, figsize=(5.4, (5.4 / across + 0.3) * down), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        free = iter(axes.flat)
+        if image is not None:
+            axis = next(free)
+            axis.imshow(picture(image), cmap="gray", vmin=0, vmax=1)
+            axis.set_title("image", fontsize=11)
+        for axis, (name, values) in zip(free, pictures.items()):
+            array = values.detach().cpu().numpy()
+            _draw(axis, array, signed, array, clip)
+            axis.set_title(name, fontsize=11)
+    plt.close(figure)
+    return figure
+
+
+def interval(values: pd.Series) -> float:
+    """Half-width of the 95 % t interval of a mean; NaN for fewer than two values."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
+
+
+def curves(
+    frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, across: int = 2
+) -> Figure:
+    """Similarity to the trained model's map, stage by stage, one panel a method.
+
+    Mean over images, then over seeds, with the 95 % t interval over seeds. The reference lines of the frame
+    are drawn where they are: floors and ceilings are those of the method in the panel.
+    """
+    frame = frame[frame.metric == metric]
+    methods = list(methods or frame.method.unique())
+    down = -(-len(methods) // across)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            down, across, figsize=(2.7 * across, 2.4 * down + 0.9), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(methods) :]:
+            axis.set_axis_off()
+        for axis, method in zip(axes.flat, methods):
+            rows = frame[frame.method == method]
+            by_seed = rows[rows.stage >= 0].groupby(["stage", "layer", "seed"], sort=False).similarity.mean()
+            mean = by_seed.groupby(["stage", "layer"], sort=False).mean()
+            half = by_seed.groupby(["stage", "layer"], sort=False).apply(interval).fillna(0)
+            at = range(len(mean))
+            axis.fill_between(at, mean - half, mean + half, alpha=0.25, color="tab:blue", linewidth=0)
+            axis.plot(at, mean, marker="o", color="tab:blue")
+            for scheme, value in rows[rows.stage < 0].groupby("scheme").similarity.mean().items():
+                axis.axhline(value, color=LINES[scheme][1], linestyle=LINES[scheme][2])
+            axis.set_title(method, fontsize=11)
+            axis.set_xticks(at, mean.index.get_level_values("layer"), rotation=45, ha="right")
+            axis.grid(axis="y", alpha=0.3)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(metric)
+        shown = [s for s in LINES if s in set(frame.scheme)]
+        handles = [Line2D([], [], color="tab:blue", marker="o", label="randomised up to here")]
+        handles += [Line2D([], [], label=LINES[s][0], color=LINES[s][1], linestyle=LINES[s][2]) for s in shown]
+        figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=10, frameon=False)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,63 @@
+"""Saliency methods: `method(model, images, targets, **options) -> maps`, signed as each method defines it.
+
+Images are float `(N, C, H, W)`, targets int64 `(N,)`, the class whose *logit* is explained. Maps have the
+images' shape; those of the CAM family and the controls are `(N, 1, H, W)`. The model is explained in eval mode
+and handed back as it came: mode, weights, gradients and hooks.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from helpers.saliency import controls
+from helpers.saliency.backprop_rules import deconvnet, guided_backprop
+from helpers.saliency.cam import gradcam, guided_gradcam
+from helpers.saliency.gradients import (
+    expected_gradients,
+    gradient,
+    input_x_gradient,
+    integrated_gradients,
+    smoothgrad,
+    smoothgrad_integrated_gradients,
+    smoothgrad_squared,
+    vargrad,
+)
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    method.__name__: method
+    for method in (
+        gradient,
+        input_x_gradient,
+        integrated_gradients,
+        smoothgrad,
+        smoothgrad_squared,
+        vargrad,
+        smoothgrad_integrated_gradients,
+        expected_gradients,
+        guided_backprop,
+        deconvnet,
+        gradcam,
+        guided_gradcam,
+        controls.sobel,
+        controls.canny,
+        controls.input,
+        controls.noise,
+    )
+}
+
+
+def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The method of that name, or the callable itself; an unknown name raises with the list of the known."""
+    if callable(method):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
+    return METHODS[method]
+
+
+def heatmap(maps: Tensor, *, signed: bool) -> Tensor:
+    """Maps `(N, C, H, W)` as one picture each, `(N, H, W)`: the sum over channels, or its absolute value."""
+    if maps.ndim != 4:
+        raise ValueError(f"maps must be (N, C, H, W), got {tuple(maps.shape)}.")
+    total = maps.sum(1)
+    return total if signed else total.abs()

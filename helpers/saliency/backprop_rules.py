@@ -1,0 +1,113 @@
+"""Backward passes with rules of their own."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from helpers.saliency.core import check, chunks, explaining, gradient_of_logits
+
+
+class _Rectified(torch.autograd.Function):
+    """min(max(x, 0), top) forward; backward only what is positive, with `guided` only where 0 < x < top."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, top: float, guided: bool) -> Tensor:
+        ctx.open = (values > 0) & (values < top) if guided else None
+        return values.clamp(0, top)
+
+    @staticmethod
+    def backward(ctx, above: Tensor) -> tuple[Tensor, None, None]:
+        above = above.clamp(min=0)
+        return above if ctx.open is None else above * ctx.open, None, None
+
+
+class _ReluCalls(TorchFunctionMode):
+    """Replaces every ReLU and ReLU6 *call*, from a module or a function, in place or not."""
+
+    PLAIN = (F.relu, torch.relu, torch.Tensor.relu)
+    IN_PLACE = (torch.relu_, torch.Tensor.relu_)
+
+    def __init__(self, guided: bool):
+        super().__init__()
+        self.guided = guided
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+
+        def option(place: int, name: str, default):
+            return args[place] if len(args) > place else kwargs.get(name, default)
+
+        top = float("inf")
+        if func in self.IN_PLACE:
+            in_place = True
+        elif func in self.PLAIN:
+            in_place = option(1, "inplace", False)
+        elif func is F.relu6:
+            top, in_place = 6.0, option(1, "inplace", False)
+        elif func is F.hardtanh and option(1, "min_val", -1.0) == 0:
+            top, in_place = option(2, "max_val", 1.0), option(3, "inplace", False)
+        else:
+            return func(*args, **kwargs)
+        values = option(0, "input", None)
+        result = _Rectified.apply(values, top, self.guided)
+        return values.copy_(result) if in_place else result
+
+
+# The backward nodes of steps for which the two methods have no rule, or of a ReLU that was not seen as one.
+_OTHER_STEPS = frozenset(
+    "Celu Elu Gelu Hardshrink Hardswish Hardtanh LeakyRelu LogSigmoid Maximum Minimum Mish PreluKernel Relu "
+    "RreluWithNoise Silu Softplus Softshrink Tanh Threshold Where".split()
+)
+
+
+def _refuse_other_activations(logits: Tensor) -> None:
+    """Raise if the graph under `logits` holds an activation that was not replaced."""
+    waiting, seen = [logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = node.name().split("Backward")[0]
+        low = getattr(node, "_saved_min", None) if name in ("Clamp", "ClampMin") else None
+        at_zero = low is not None and bool((torch.as_tensor(low) == 0).any())
+        unseen = isinstance(node, BackwardCFunction) and not isinstance(node, _Rectified._backward_cls)
+        if name in _OTHER_STEPS or at_zero or unseen:
+            raise ValueError(
+                f"this model has a step ({name}) that is, or may hide, an activation and is not a call of ReLU "
+                "or ReLU6: Guided Backprop and DeconvNet have no rule for it, and would silently give another map."
+            )
+        waiting += [above for above, _ in node.next_functions]
+
+
+def _with_relu_rule(model: nn.Module, images: Tensor, targets: Tensor, *, guided: bool) -> Tensor:
+    check(images, targets)
+    maps = []
+    with explaining(model), _ReluCalls(guided):
+        for part in chunks(len(images), images):
+            maps.append(gradient_of_logits(model, images[part], targets[part], _refuse_other_activations))
+    return torch.cat(maps)
+
+
+def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Backward pass that keeps, at every ReLU, only positive signals at active units.
+
+    Right for ReLU and ReLU6 as modules or functions, in place and re-used. Signed maps `(N, C, H, W)`.
+    Springenberg et al. (2014).
+
+    Raises
+    ------
+    ValueError
+        The model has an activation for which the rule is not defined, or a ReLU that cannot be reached.
+    """
+    return _with_relu_rule(model, images, targets, guided=True)
+
+
+def deconvnet(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Backward pass that keeps, at every ReLU, only positive signals, whether the unit is active or not.
+
+    Same scope and errors as `guided_backprop`. Signed maps `(N, C, H, W)`. Zeiler & Fergus (2014).
+    """
+    return _with_relu_rule(model, images, targets, guided=False)

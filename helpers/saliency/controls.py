@@ -1,0 +1,33 @@
+"""Controls that look like methods but never look at the model."""
+
+import torch
+from torch import Tensor, nn
+
+from helpers import edges
+from helpers.device import generator
+from helpers.saliency.core import check
+
+
+def sobel(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The Sobel edge map of the image, `(N, 1, H, W)` >= 0."""
+    check(images, targets)
+    return edges.sobel(images)[:, None]
+
+
+def canny(model: nn.Module, images: Tensor, targets: Tensor, *, sigma: float = 1.0) -> Tensor:
+    """The Canny edges of the image, 0 or 1, `(N, 1, H, W)`."""
+    check(images, targets)
+    return edges.canny(images, sigma=sigma)[:, None]
+
+
+def input(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # noqa: A001, the method's own name
+    """The image itself, summed over its channels, `(N, 1, H, W)`."""
+    check(images, targets)
+    return images.detach().sum(1, keepdim=True)
+
+
+def noise(model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
+    """White Gaussian noise, `(N, 1, H, W)`."""
+    check(images, targets)
+    shape = (len(images), 1, *images.shape[2:])
+    return torch.randn(shape, generator=generator(seed)).to(images)

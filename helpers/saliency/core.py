@@ -1,0 +1,89 @@
+"""What all methods share: checks, a model held still while it is explained, and the gradient of a logit."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from helpers.device import batches, evaluating
+
+VALUES_A_PASS = 8 * 3 * 224 * 224  # 8 photographs or 1,536 digits: what one pass may hold in memory
+
+
+def chunks(count: int, images: Tensor) -> Iterator[slice]:
+    """Slices of `range(count)`, each small enough for one pass at the size of `images[0]`."""
+    return batches(count, max(1, VALUES_A_PASS // images[0].numel()))
+
+
+def check(images: Tensor, targets: Tensor) -> None:
+    """Raise unless `images` is a float `(N, C, H, W)` and `targets` an int64 `(N,)`, both finite and not empty."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"images must be a float tensor (N, C, H, W), got {getattr(images, 'dtype', '')} {got}; "
+            "image[None] makes a batch of one."
+        )
+    if 0 in images.shape:
+        raise ValueError(f"images must not be empty, got shape {tuple(images.shape)}.")
+    if not torch.isfinite(images).all():
+        raise ValueError("images have NaN or infinite values.")
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
+        got = (
+            f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        )
+        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
+    if (targets < 0).any():
+        raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+
+
+@contextmanager
+def explaining(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode with frozen parameters and gradients switched on; all put back on the way out."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter, want in wanted:
+            parameter.requires_grad_(want)
+
+
+def chosen_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The logit of each image's target class, `(N,)`.
+
+    Raises
+    ------
+    ValueError
+        The model's output is not `(N, classes)`, or a target is not one of its classes.
+    """
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits of shape ({len(images)}, classes), got {got}.")
+    if targets.max() >= logits.shape[1]:
+        raise ValueError(f"target {targets.max().item()} is not one of the model's {logits.shape[1]} classes.")
+    return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
+
+
+def gradient_of_logits(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    inspect: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Gradient of each image's target logit with respect to that image, in one pass, `(N, C, H, W)`.
+
+    To be called inside `explaining(model)`. `inspect` sees the logits with their graph before the backward
+    pass. An input that the logit does not depend on has gradient zero.
+    """
+    leaf = images.detach().clone().requires_grad_()
+    logits = chosen_logits(model, leaf.clone(), targets)  # the copy lets a model write into its input
+    if inspect is not None:
+        inspect(logits)
+    if not logits.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient

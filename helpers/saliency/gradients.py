@@ -1,0 +1,220 @@
+"""The gradient family: the gradient of the logit, and averages of it over paths and over noise."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.device import generator
+from helpers.saliency.core import check, chunks, explaining, gradient_of_logits
+
+
+def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Gradient of the target logit at the input; Baehrens et al. (2010), Simonyan et al. (2013).
+
+    Signed maps `(N, C, H, W)`, in logits per unit of input.
+    """
+    check(images, targets)
+    with explaining(model):
+        return torch.cat(
+            [gradient_of_logits(model, images[part], targets[part]) for part in chunks(len(images), images)]
+        )
+
+
+def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Input times gradient, pixel by pixel; Shrikumar et al. (2016). Signed maps `(N, C, H, W)`, in logits."""
+    return images.detach() * gradient(model, images, targets)
+
+
+def _mean_over_samples(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    samples: int,
+    sample: Callable[[int], Tensor],
+    weigh: Callable[[Tensor, int, slice], Tensor] = lambda gradients, image, part: gradients,
+) -> Tensor:
+    """Mean over the samples of (weighed) gradients at `sample(i)`, the `(samples, C, H, W)` inputs of image i.
+
+    `weigh(gradients, image, part)` sees the gradients of the samples `part` of one image.
+    """
+    if samples < 1:
+        raise ValueError(f"at least one sample or step is needed, got {samples}.")
+    maps = torch.zeros_like(images, dtype=torch.float64)
+    with explaining(model):
+        for i in range(len(images)):
+            inputs = sample(i)
+            for part in chunks(samples, images):
+                same = targets[i].expand(part.stop - part.start)
+                gradients = gradient_of_logits(model, inputs[part], same)
+                maps[i] += weigh(gradients, i, part).sum(0, dtype=torch.float64)
+    return (maps / samples).to(images.dtype)
+
+
+def _baseline(baseline: float | Tensor, images: Tensor) -> Tensor:
+    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
+    if not torch.isfinite(baseline).all():
+        raise ValueError("the baseline has NaN or infinite values.")
+    try:
+        return baseline.broadcast_to(images.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"the baseline of shape {tuple(baseline.shape)} does not fit images {tuple(images.shape)}."
+        ) from None
+
+
+def integrated_gradients(
+    model: nn.Module, images: Tensor, targets: Tensor, *, steps: int = 50, baseline: float | Tensor = 0.0
+) -> Tensor:
+    """Integrated Gradients along the straight line from `baseline` (a number or a tensor that broadcasts).
+
+    Gauss-Legendre quadrature with `steps` nodes. Signed maps `(N, C, H, W)`, in logits; they add up to
+    f(x) - f(baseline) as `steps` grows. Sundararajan et al. (2017).
+    """
+    check(images, targets)
+    if steps < 1:
+        raise ValueError(f"at least one step is needed, got {steps}.")
+    start, images = _baseline(baseline, images), images.detach()
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    at = torch.as_tensor((nodes + 1) / 2, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
+    share = torch.as_tensor(weights / 2 * steps, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
+    mean = _mean_over_samples(
+        model,
+        images,
+        targets,
+        steps,
+        lambda i: start[i] + at * (images[i] - start[i]),
+        lambda gradients, _, part: gradients * share[part],
+    )
+    return (images - start) * mean
+
+
+def expected_gradients(
+    model: nn.Module, images: Tensor, targets: Tensor, *, references: Tensor, samples: int = 50, seed: int = 0
+) -> Tensor:
+    """Integrated Gradients averaged over baselines drawn from `references` `(R, C, H, W)`.
+
+    Each sample draws one reference and one point of the line to it. Signed maps `(N, C, H, W)`, in logits.
+    Erion et al. (2021).
+    """
+    check(images, targets)
+    if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
+        raise ValueError(
+            f"references must be images like the ones explained, (R, {', '.join(map(str, images.shape[1:]))}), "
+            f"got {tuple(references.shape)}."
+        )
+    images, draw = images.detach(), generator(seed)
+    references = references.detach().to(images)
+    if not torch.isfinite(references).all():
+        raise ValueError("the references have NaN or infinite values.")
+    chosen = torch.randint(len(references), (len(images), samples), generator=draw).to(images.device)
+    at = torch.rand(len(images), samples, 1, 1, 1, generator=draw).to(images)
+    return _mean_over_samples(
+        model,
+        images,
+        targets,
+        samples,
+        lambda i: torch.lerp(references[chosen[i]], images[i].expand(samples, -1, -1, -1), at[i]),
+        lambda gradients, i, part: gradients * (images[i] - references[chosen[i, part]]),
+    )
+
+
+def _noisy(images: Tensor, samples: int, sigma: float, seed: int) -> Callable[[int], Tensor]:
+    """`sample(i)`: image i with Gaussian noise of standard deviation `sigma` x (max - min) of that image."""
+    if sigma < 0:
+        raise ValueError(f"sigma must not be negative, got {sigma}.")
+    images, draw = images.detach(), generator(seed)
+    width = sigma * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
+
+    def sample(i: int) -> Tensor:
+        noise = torch.randn(samples, *images.shape[1:], generator=draw).to(images)
+        return images[i] + width[i] * noise
+
+    return sample
+
+
+def smoothgrad(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 50,
+    sigma: float = 0.15,
+    seed: int = 0,
+) -> Tensor:
+    """Mean gradient over noisy copies of the input; Smilkov et al. (2017).
+
+    `sigma` is the noise's standard deviation as a share of max - min of each image. Signed `(N, C, H, W)`.
+    """
+    check(images, targets)
+    return _mean_over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))
+
+
+def smoothgrad_squared(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 50,
+    sigma: float = 0.15,
+    seed: int = 0,
+) -> Tensor:
+    """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). Maps `(N, C, H, W)` >= 0."""
+    check(images, targets)
+    noisy = _noisy(images, samples, sigma, seed)
+    return _mean_over_samples(model, images, targets, samples, noisy, lambda g, *_: g.double().square())
+
+
+def vargrad(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 50,
+    sigma: float = 0.15,
+    seed: int = 0,
+) -> Tensor:
+    """Variance (over samples, not corrected) of the gradient at noisy copies; Adebayo et al. (2018).
+
+    Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
+    """
+    options = {"samples": samples, "sigma": sigma, "seed": seed}
+    mean = smoothgrad(model, images, targets, **options)
+    check(images, targets)
+    return _mean_over_samples(
+        model,
+        images,
+        targets,
+        samples,
+        _noisy(images, samples, sigma, seed),
+        lambda gradients, i, _: (gradients.double() - mean[i]).square(),
+    )
+
+
+def smoothgrad_integrated_gradients(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    samples: int = 50,
+    sigma: float = 0.15,
+    seed: int = 0,
+    steps: int = 50,
+    baseline: float | Tensor = 0.0,
+) -> Tensor:
+    """Integrated Gradients averaged over noisy copies of the input; Smilkov et al. (2017).
+
+    Takes `samples` x `steps` passes an image. Signed maps `(N, C, H, W)`, in logits.
+    """
+    check(images, targets)
+    if samples < 1:
+        raise ValueError(f"at least one sample is needed, got {samples}.")
+    start, noisy = _baseline(baseline, images), _noisy(images, samples, sigma, seed)
+    maps = [
+        integrated_gradients(
+            model, noisy(i), targets[i].expand(samples), steps=steps, baseline=start[i]
+        ).mean(0)
+        for i in range(len(images))
+    ]
+    return torch.stack(maps)

@@ -1,0 +1,132 @@
+"""Run the chapters and make the pages of the book.
+
+    python scripts/build_book.py                    run what has changed, then write the pages to _build/html
+    python scripts/build_book.py --only cascading   one chapter: quick, and warnings do not stop it
+    python scripts/build_book.py --no-html          run the chapters only
+
+The book's sources, with executed notebooks in the place of the empty ones, are laid out in _build/source.
+Jupyter Book makes pages of them without executing anything.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from address import pages, repository
+from run_chapters import Run, chapters, kept_runs, run_chapters, versions
+
+
+def timings(runs: dict[Path, Run]) -> str:
+    """The table that book/timings.md shows, as CSV."""
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["Chapter", "Seconds", "Peak memory (MB)", "Within the budget"])
+    for chapter, run in runs.items():
+        rows.writerow([f"[](/{chapter})", run.seconds, run.megabytes, "yes" if run.in_budget else "no"])
+    return table.getvalue()
+
+
+def link_locally(text: str, root: Path, chapter: Path) -> str:
+    """Turn Markdown links to the published pages into links between sources, which Sphinx checks."""
+
+    def source(link: re.Match) -> str:
+        suffix = ".ipynb" if (root / f"{link[1]}.ipynb").exists() else ".md"
+        return f"]({os.path.relpath(link[1], chapter.parent)}{suffix}"
+
+    return re.sub(rf"\]\({re.escape(pages(repository(root)))}([\w/-]+)\.html", source, text)
+
+
+def layout(root: Path, runs: dict[Path, Run]) -> dict[Path, bytes]:
+    """Every source of the pages, by its path from the root."""
+    found = [path for folder in ("_static", "book") for path in sorted((root / folder).rglob("*"))]
+    found = [root / "_config.yml", root / "_toc.yml", *(path for path in found if path.is_file())]
+    sources = {path.relative_to(root): path.read_bytes() for path in found}
+    for chapter in chapters(root):
+        notebook = nbformat.read(runs[chapter].path if chapter in runs else root / chapter, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = link_locally(cell.source, root, chapter)
+        sources[chapter] = nbformat.writes(notebook).encode()
+    sources[Path("book/timings.csv")] = timings(runs).encode()
+    return sources
+
+
+def write_changed(sources: dict[Path, bytes], folder: Path) -> None:
+    """Make `folder` hold these files and no others; files that stay the same keep their time."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder) not in sources:
+            path.unlink()
+    for name, content in sources.items():
+        path = folder / name
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
+    """Let Jupyter Book write _build/html; with `strict` a warning is an error.
+
+    What the pages were made from is noted in _build/pages.json: the same again is left as it is, and a change
+    of more than pages and notebooks starts from nothing, so that no old page remains. So does the first
+    strict build after one that was not, because Sphinx gives a page's warnings only when it reads the page.
+    """
+    build, note = root / "_build", root / "_build/pages.json"
+    sources = layout(root, runs)
+    frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
+    made_from = {"strict": strict}
+    for name, part in (("frame", frame), ("all", sources)):
+        made_from[name] = hashlib.sha256(repr([versions(), sorted(part.items())]).encode()).hexdigest()
+    before = json.loads(note.read_text()) if note.exists() else {"strict": False, "frame": ""}
+    if before == made_from:
+        return
+    note.unlink(missing_ok=True)
+    if before["frame"] != made_from["frame"] or strict > before["strict"]:
+        for name in ("html", ".doctrees", "jupyter_execute"):
+            shutil.rmtree(build / name, ignore_errors=True)
+    write_changed(sources, build / "source")
+    print("Making the pages ...", flush=True)
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", build / "source", "--path-output", root, "--quiet"]
+    command += ["-W", "-n", "--keep-going"] if strict else []
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit("\nThe pages were not made; the warnings above say why.")
+    note.write_text(json.dumps(made_from))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    here = Path(__file__).resolve().parent.parent
+    parser.add_argument("--only", metavar="SLUG", default="", help="one chapter, by the end of its path")
+    parser.add_argument("--no-html", action="store_true", help="run the chapters and make no pages")
+    parser.add_argument("--root", type=Path, default=here, help="the folder of the book")
+    options = parser.parse_args()
+    root = options.root.resolve()
+
+    wanted = [c for c in chapters(root) if str(c.with_suffix("")).endswith(options.only)]
+    if not wanted:
+        sys.exit(f"No chapter ends in {options.only!r}: " + ", ".join(c.stem for c in chapters(root)))
+    runs, failures = run_chapters(root, wanted)
+    if failures:
+        sys.exit("\nThe book was not built, because these chapters failed:\n\n" + "\n\n".join(failures))
+    if options.no_html:
+        return
+    if options.only:  # the other pages show their latest run, if there is one
+        latest = {chapter: kept_runs(root, chapter) for chapter in chapters(root) if chapter not in runs}
+        runs |= {chapter: kept[0] for chapter, kept in latest.items() if kept}
+    make_pages(root, runs, strict=not options.only)
+    print(f"The book is ready: {os.path.relpath(root / '_build/html/index.html')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Fixtures that several files share: a device, and a browser that reads the built book."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+HTML = ROOT / "_build/html"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+FLAGS += ["--disable-component-update", "--disable-sync"]
+NO_BROWSER = "there is no Chromium: install it, or name it in the variable CHROMIUM"
+NO_BOOK = "there is no built book: run `make book`"
+
+
+@pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
+def device(request) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    return torch.device(request.param)
+
+
+def skip_or_fail(reason: str):
+    """Skip on a reader's machine; in continuous integration a test that cannot run has failed."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def html() -> Path:
+    """The folder of the built pages."""
+    if not (HTML / "index.html").exists():
+        skip_or_fail(NO_BOOK)
+    return HTML
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(html):
+    """The address at which the built pages are served on this machine; ends in a slash."""
+    handler = functools.partial(SilentHandler, directory=html)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, steered by Playwright."""
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        skip_or_fail(NO_BROWSER)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end, once and plainly, that the built pages were not read."""
+    skipped = " ".join(str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    for reason in (NO_BROWSER, NO_BOOK):
+        if reason in skipped:
+            terminalreporter.section("THE BUILT PAGES WERE NOT TESTED", red=True)
+            terminalreporter.line(reason)

@@ -1,0 +1,339 @@
+"""Guided Backprop and DeconvNet: captum where it is right, networks rewritten for it where it is not, and by hand."""
+
+import captum.attr
+import pytest
+import torch
+import torchvision
+from networks import CLASSES, cnn, images, linear, lively, targets, with_relu_modules
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.vgg import cfgs, make_layers
+
+from helpers.device import local_seed
+from helpers.saliency.backprop_rules import deconvnet, guided_backprop
+from helpers.saliency.gradients import gradient
+
+RULES = {guided_backprop: captum.attr.GuidedBackprop, deconvnet: captum.attr.Deconvolution}
+pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks", "ignore:Input Tensor 0 did not")
+rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+
+
+def captums(rule, model, x, y):
+    return RULES[rule](model.eval()).attribute(x.clone(), y).detach()
+
+
+def assert_same(ours, theirs):
+    """Equal but for rounding, which deep networks spread over many sizes."""
+    scale = theirs.abs().amax((1, 2, 3), keepdim=True)
+    assert scale.min() > 0
+    torch.testing.assert_close(ours / scale, theirs / scale, atol=2e-4, rtol=0)
+
+
+def clearly_differ(a, b):
+    return ((a - b).abs().amax((1, 2, 3)) > 0.05 * b.abs().amax((1, 2, 3))).all()
+
+
+# ---------------------------------------------------------------- networks of torchvision
+
+
+def vgg11():
+    return nn.Sequential(make_layers(cfgs["A"], batch_norm=False), nn.Flatten(), nn.Linear(512, CLASSES))
+
+
+def of_torchvision(name, **options):
+    return lambda: torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+
+
+WITH_MODULES = {
+    "vgg11": (vgg11, 32),
+    "resnet18": (of_torchvision("resnet18"), 64),
+    "squeezenet1_1": (of_torchvision("squeezenet1_1"), 64),
+}
+WITH_FUNCTIONS = {  # or with ReLU6
+    "inception_v3": (of_torchvision("inception_v3", init_weights=False), 75),
+    "googlenet": (of_torchvision("googlenet", init_weights=False), 64),
+    "densenet121": (of_torchvision("densenet121"), 64),
+    "mobilenet_v2": (of_torchvision("mobilenet_v2"), 64),
+}
+
+
+def built(build, side):
+    with local_seed(0):
+        model = lively(build())
+    x = images(2, (3, side, side))
+    return model.eval(), x, model(x).argmax(1)
+
+
+@rule
+@pytest.mark.parametrize("name", WITH_MODULES)
+def test_captum_is_met_on_networks_of_relu_modules(rule, name):
+    model, x, y = built(*WITH_MODULES[name])
+    ours = rule(model, x, y)
+    assert_same(ours, captums(rule, model, x, y))
+    assert clearly_differ(ours, gradient(model, x, y))
+
+
+@pytest.fixture(scope="module", params=WITH_FUNCTIONS)
+def functional(request):
+    return request.param, *built(*WITH_FUNCTIONS[request.param])
+
+
+@rule
+def test_relu_as_a_function_and_relu6_get_the_rule_too(rule, functional):
+    name, model, x, y = functional
+    rewritten = with_relu_modules(model)
+    torch.testing.assert_close(rewritten(x), model(x))
+    ours = rule(model, x, y)
+    assert_same(ours, captums(rule, rewritten, x, y))
+    assert clearly_differ(ours, gradient(model, x, y))
+
+
+@rule
+def test_captum_misses_them_without_a_word(rule, functional):
+    """What this package exists to find: plain gradients under another name (in densenet121, one ReLU missed)."""
+    name, model, x, y = functional
+    theirs = captums(rule, model, x, y)
+    if name == "densenet121":
+        assert clearly_differ(theirs, rule(model, x, y))
+    else:
+        assert torch.equal(theirs, gradient(model, x, y))
+
+
+# ---------------------------------------------------------------- one network, written in many ways
+
+
+class Written(nn.Module):
+    """conv - ReLU - conv - ReLU - ReLU again - linear, with the ReLU written in one of many ways."""
+
+    def __init__(self, relu, cap=float("inf")):
+        super().__init__()
+        with local_seed(3):
+            self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, bias=True), nn.Conv2d(6, 8, 3, bias=True)
+            self.fc = nn.Linear(8 * 64, CLASSES)
+            lively(self, 3)
+        self.relu, self.cap = relu, cap
+
+    def forward(self, x):
+        a = self.relu(self.conv1(x))
+        b = self.relu(self.conv2(a))
+        return self.fc(self.relu(b - 0.2).flatten(1))
+
+    def by_hand(self, rule, x, y):
+        """The backward pass of both methods, step by step, without autograd's ReLU."""
+        with torch.no_grad():
+            u = self.conv1(x)
+            v = self.conv2(u.clamp(0, self.cap))
+            w = v.clamp(0, self.cap) - 0.2
+
+            def back(signal, at):
+                signal = signal.clamp(min=0)
+                return signal * ((at > 0) & (at < self.cap)) if rule is guided_backprop else signal
+
+            signal = back(self.fc.weight[y].view_as(w), w)
+            signal = back(signal, v)
+            signal = back(F.conv_transpose2d(signal, self.conv2.weight), u)
+            return F.conv_transpose2d(signal, self.conv1.weight)
+
+
+def statement(function):
+    """A ReLU written as a statement: the tensor itself is used on."""
+
+    def relu(x):
+        function(x)
+        return x
+
+    return relu
+
+
+class Shared(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.act = nn.ReLU(**options)
+
+    def forward(self, x):
+        return self.act(x)
+
+
+RELUS = {
+    "one module, used thrice": nn.ReLU(),
+    "one module, in place": nn.ReLU(inplace=True),
+    "nested module": Shared(inplace=True),
+    "F.relu": F.relu,
+    "F.relu in place": lambda x: F.relu(x, inplace=True),
+    "F.relu in place, by place": lambda x: F.relu(x, True),
+    "F.relu by name": lambda x: F.relu(input=x),
+    "F.relu in place, by name": lambda x: F.relu(input=x, inplace=True),
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "F.relu_": F.relu_,
+    "x.relu()": lambda x: x.relu(),
+    "x.relu_()": lambda x: x.relu_(),
+    "statement torch.relu_(x)": statement(torch.relu_),
+    "statement x.relu_()": statement(lambda x: x.relu_()),
+    "statement F.relu(x, inplace=True)": statement(lambda x: F.relu(x, inplace=True)),
+    "statement nn.ReLU(inplace=True)(x)": statement(nn.ReLU(inplace=True)),
+    "in place on a view": lambda x: F.relu(x.view(x.shape), inplace=True),
+    "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(F.relu, x, use_reentrant=False),
+}
+CAPPED = {
+    "nn.ReLU6": nn.ReLU6(),
+    "nn.ReLU6 in place": nn.ReLU6(inplace=True),
+    "statement nn.ReLU6 in place": statement(nn.ReLU6(inplace=True)),
+    "F.relu6": F.relu6,
+    "F.relu6 in place": lambda x: F.relu6(x, inplace=True),
+    "F.relu6 by name": lambda x: F.relu6(input=x),
+    "F.hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    "F.hardtanh by name": lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0),
+    "F.hardtanh in place": lambda x: F.hardtanh(x, 0.0, 6.0, True),
+    "nn.Hardtanh": nn.Hardtanh(0, 6),
+}
+WAYS = [(way, float("inf")) for way in RELUS] + [(way, 6.0) for way in CAPPED]
+
+
+@rule
+@pytest.mark.parametrize(("way", "cap"), WAYS)
+def test_every_way_to_write_a_relu_gives_the_map_worked_out_by_hand(rule, way, cap):
+    model, x, y = Written((RELUS | CAPPED)[way], cap).double(), 6 * images(dtype=torch.float64), targets()
+    assert cap > 6 or model.conv1(x).max() > 6  # the cap is reached
+    torch.testing.assert_close(rule(model, x, y), model.by_hand(rule, x, y))
+    assert clearly_differ(rule(model, x, y), gradient(model, x, y))
+
+
+@rule
+def test_the_forward_pass_is_unchanged(rule):
+    """The logits under the rule are the model's own: with one class chosen, IG-like sums would lie otherwise."""
+    seen = []
+    model = Written(F.relu6, 6.0)
+    model.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    x, y = 6 * images(), targets()
+    rule(model, x, y)
+    assert torch.equal(seen[0], model(x))
+
+
+@rule
+@pytest.mark.parametrize("value", [0.0, 6.0])
+def test_at_a_kink_a_unit_is_closed_as_in_torch(rule, value):
+    model = nn.Sequential(nn.ReLU6(), nn.Flatten())
+    x, y = torch.full((1, 1, 1, 1), value), torch.zeros(1, dtype=torch.int64)
+    assert rule(model, x, y).item() == (0 if rule is guided_backprop else 1) and gradient(model, x, y).item() == 0
+
+
+@rule
+def test_a_linear_model_has_its_gradient(rule):
+    model, x, y = linear(), images(), targets()
+    assert torch.equal(rule(model, x, y), gradient(model, x, y))
+
+
+def test_deconvnet_does_not_look_at_the_image_without_pooling():
+    """Without switches or gates the signal that flows back is the same for every image."""
+    model = Written(F.relu)
+    maps = deconvnet(model, images(3), torch.full((3,), 2))
+    torch.testing.assert_close(maps[0], maps[1])
+    torch.testing.assert_close(maps[0], maps[2])
+
+
+@rule
+def test_a_positive_network_keeps_the_whole_gradient(rule):
+    """Where no signal is negative and all units are active, both rules change nothing."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    x, y = images().abs() + 0.1, targets()
+    torch.testing.assert_close(rule(model, x, y), gradient(model, x, y))
+
+
+@rule
+def test_the_rule_ends_with_the_call(rule):
+    model, x, y = cnn(), images(), targets()
+    before = gradient(model, x, y)
+    rule(model, x, y)
+    assert torch.equal(gradient(model, x, y), before)
+    assert type(F.relu(x.requires_grad_()).grad_fn).__name__ == "ReluBackward0"
+
+
+# ---------------------------------------------------------------- refusals
+
+
+class HandMadeReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, above):
+        return above * (ctx.saved_tensors[0] > 0)
+
+
+OTHERS = {
+    "GELU": nn.GELU(),
+    "SiLU": nn.SiLU(),
+    "SiLU in place": nn.SiLU(inplace=True),
+    "LeakyReLU": nn.LeakyReLU(),
+    "LeakyReLU in place": nn.LeakyReLU(inplace=True),
+    "PReLU": nn.PReLU(),
+    "RReLU": nn.RReLU(),
+    "ELU": nn.ELU(),
+    "SELU": nn.SELU(),
+    "CELU": nn.CELU(),
+    "Mish": nn.Mish(),
+    "Softplus": nn.Softplus(),
+    "Hardswish": nn.Hardswish(),
+    "Hardtanh": nn.Hardtanh(),
+    "Threshold at zero": nn.Threshold(0, 0),
+    "Threshold": nn.Threshold(0.1, 0.2),
+    "clamp(min=0)": lambda x: x.clamp(min=0),
+    "clamp(0)": lambda x: torch.clamp(x, 0.0),
+    "clamp(0, 6)": lambda x: x.clamp(0, 6),
+    "clamp_(min=0)": lambda x: x.clamp_(min=0),
+    "clamp_min(0)": lambda x: x.clamp_min(0),
+    "clip": lambda x: torch.clip(x, min=0),
+    "clamp at a tensor": lambda x: x.clamp(min=torch.zeros(x.shape[1:])),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "max": lambda x: torch.max(x, torch.zeros(())),
+    "ReLU behind torch's back": torch.ops.aten.relu,
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "Tanh": nn.Tanh(),
+    "a function of one's own": HandMadeReLU.apply,
+}
+
+
+@rule
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_activation_without_a_rule_raises(rule, name):
+    with pytest.raises(ValueError, match="is not a call of ReLU or ReLU6"):
+        rule(Written(OTHERS[name]), images(), targets())
+
+
+@rule
+@pytest.mark.parametrize("compiled",
+    [
+        torch.jit.script,
+        lambda model: torch.jit.trace(model.eval(), images(1)),
+        lambda model: torch.compile(model, backend="aot_eager"),
+    ],
+    ids=["script", "trace", "compile"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_compiled_model_raises_however_often_it_ran(rule, compiled):
+    """After a few runs TorchScript fuses its graph, and no ReLU is seen in it."""
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES))
+    model, x = compiled(plain), images()
+    for _ in range(4):
+        with pytest.raises(ValueError, match="is not a call of ReLU or ReLU6"):
+            rule(model, x, targets())
+        model(x.clone().requires_grad_()).sum().backward()
+
+
+@rule
+def test_what_is_no_activation_is_not_refused(rule):
+    """A norm guarded by a small clamp, attention and gates are no ReLUs."""
+
+    class Normal(nn.Module):
+        def forward(self, x):
+            x = F.relu(F.normalize(x))
+            return (x * torch.sigmoid(x.mean((2, 3), keepdim=True)) * x.softmax(1)).mean((2, 3))
+
+    x, y = images(), targets(classes=3)
+    assert rule(Normal(), x, y).abs().sum() > 0
