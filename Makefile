@@ -51,6 +51,6 @@ clean: ## remove the built book; the environment stays
 
 $(INSTALLED): requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
 	@test -x $(BIN)/python || { echo "Creating the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "Installing the book's packages (about 5 GB with torch; once)"
+	@echo "Installing the book's packages (about 6 GB with torch; once)"
 	@$(BIN)/python -m pip install --quiet -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e .
 	@touch $@

@@ -131,9 +131,7 @@ def check(
         for name in expected
     ]
     source = f"{claim['source']['key']}, {claim['source']['where']}"
-    card = Card(
-        id, claim["statement"], claim["chapter"], source, claim["test"], claim["margin"], replicated, findings
-    )
+    card = Card(id, claim["statement"], claim["chapter"], source, claim["test"], claim["margin"], replicated, findings)
     if os.environ.get("SANITY_STRICT") == "1" and not card.as_expected:
         raise ClaimError(str(card))
     return card
@@ -192,9 +190,7 @@ class _Mean:
         totals, sizes = np.bincount(groups, means), np.bincount(groups)
         drawn = np.random.default_rng(0).integers(len(sizes), size=(RESAMPLES, len(sizes)))
         draws = totals[drawn].sum(1) / sizes[drawn].sum(1)
-        return cls(
-            np.quantile(draws, [LEVEL, 1 - LEVEL]), lambda m: (1 + (draws <= m).sum()) / (1 + RESAMPLES)
-        )
+        return cls(np.quantile(draws, [LEVEL, 1 - LEVEL]), lambda m: (1 + (draws <= m).sum()) / (1 + RESAMPLES))
 
 
 def _test(values: np.ndarray, test: str, margin: float, objects) -> tuple:
@@ -235,9 +231,7 @@ def _finding_html(card: Card, f: Finding) -> str:
 
     ends = [x(end) for end in f.replicate_interval]
     shapes = [f'<line x1="{ends[0]}" x2="{ends[1]}" y1="14" y2="14" stroke="currentColor" stroke-width="2"/>']
-    shapes += [
-        f'<line x1="{x(m)}" x2="{x(m)}" y1="2" y2="26" stroke="#b35900" stroke-dasharray="3 2"/>' for m in marks
-    ]
+    shapes += [f'<line x1="{x(m)}" x2="{x(m)}" y1="2" y2="26" stroke="#b35900" stroke-dasharray="3 2"/>' for m in marks]
     shapes += [f'<circle cx="{x(v)}" cy="14" r="4" fill="#2166ac" fill-opacity=".7"/>' for v in f.replicates]
     interval = f"{f.replicate_interval[0]:.3f} to {f.replicate_interval[1]:.3f}"
     images = f"; over {f.images} images {f.image_interval[0]:.3f} to {f.image_interval[1]:.3f}" if f.images else ""

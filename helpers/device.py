@@ -1,4 +1,4 @@
-"""Where tensors live, how random numbers are drawn, models held in eval mode, work cut into batches and shown."""
+"""Where tensors live, how random numbers are drawn, a model held still, work cut into batches and shown."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

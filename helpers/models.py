@@ -10,7 +10,7 @@ import torchvision
 from safetensors import safe_open
 from torch import nn
 
-from helpers.assets import FOLDER, locate
+from helpers.assets import locate
 from helpers.device import local_seed
 
 
@@ -79,12 +79,10 @@ class Shipped(NamedTuple):
 
 
 SHIPPED = {
-    "cnn_clothes": Shipped(cnn, "clothes", seeds=8, epochs=70, batch_size=50, lr=1e-3),
+    "cnn_clothes": Shipped(cnn, "clothes", seeds=8, epochs=90, batch_size=50, lr=1e-3),
     "cnn_digits": Shipped(cnn, "digits", seeds=8, epochs=90, batch_size=50, lr=1e-3),
     "mlp_digits": Shipped(mlp, "digits", seeds=5, epochs=60, batch_size=50, lr=2e-3),
-    "cnn_bn_clothes": Shipped(
-        partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=60, batch_size=100, lr=5e-4
-    ),
+    "cnn_bn_clothes": Shipped(partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=90, batch_size=100, lr=5e-4),
 }
 LABELS = ("true", "random")
 TORCHVISION = ("inception_v3", "resnet50", "vgg16")
@@ -97,7 +95,7 @@ def checkpoint_name(name: str, labels: str) -> str:
 
 def records() -> pd.DataFrame:
     """One row a stored checkpoint: network, labels, seed, epochs, train and test accuracy, minutes taken."""
-    return pd.read_csv(locate("checkpoints/records.csv"))
+    return pd.read_csv(locate("checkpoints/records.csv"), dtype={"labels": str})
 
 
 def _shipped(name: str, seed: int, labels: str) -> nn.Module:

@@ -78,7 +78,12 @@ def _draw(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip:
 
 
 def gallery(
-    pictures: Mapping[str, Tensor], *, signed: bool, image: Tensor | None = None, across: int = 3, clip: float = 0.99
+    pictures: Mapping[str, Tensor],
+    *,
+    signed: bool,
+    image: Tensor | None = None,
+    across: int = 3,
+    clip: float = 0.99,
 ) -> Figure:
     """Named heatmaps `(H, W)`, each at its own scale, `across` to a line; `image` `(C, H, W)` comes first."""
     count = len(pictures) + (image is not None)
@@ -107,9 +112,7 @@ def interval(values: pd.Series) -> float:
     return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
 
 
-def curves(
-    frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, across: int = 2
-) -> Figure:
+def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = None, across: int = 2) -> Figure:
     """Similarity to the trained model's map, stage by stage, one panel a method.
 
     Mean over images, then over seeds, with the 95 % t interval over seeds. The reference lines of the frame
@@ -120,7 +123,12 @@ def curves(
     down = -(-len(methods) // across)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            down, across, figsize=(2.7 * across, 2.4 * down + 0.9), sharey=True, squeeze=False, layout="constrained"
+            down,
+            across,
+            figsize=(2.7 * across, 2.4 * down + 0.9),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for axis in axes.flat[len(methods) :]:
             axis.set_axis_off()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from helpers.device import batches, generator, local_seed
+from helpers.device import evaluating, generator, local_seed
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+STATISTICS = nn.modules.batchnorm._NormBase  # batch and instance norms, which may keep running statistics
+NORMS = (STATISTICS, nn.LayerNorm, nn.GroupNorm)
 CHOICES = {
     "init": ("reset", "truncated_normal", "uniform", "permute"),
     "bias": ("init", "zero", "keep"),
@@ -41,19 +42,28 @@ class Plan(NamedTuple):
 # ---------------------------------------------------------------- the order in which parameters run
 
 
-class _Uses(TorchFunctionMode):
-    """Notes the parameters of a model in the order in which they are first handed to a torch function."""
+def _named(model: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
+    """What stages are known by: the parameters, and the means that norm layers keep, by all their names."""
+    parameters = model.named_parameters(recurse=recurse, remove_duplicate=False)
+    buffers = model.named_buffers(recurse=recurse, remove_duplicate=False)
+    return dict(parameters) | {name: mean for name, mean in buffers if name.endswith("running_mean")}
 
-    def __init__(self, model: nn.Module):
+
+class Uses(TorchFunctionMode):
+    """Calls `note` with the identity of each of `tensors` that torch computes with, every time it does."""
+
+    def __init__(self, tensors: Iterable[Tensor], note: Callable[[int], None]):
         super().__init__()
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.order: dict[str, None] = {}
+        self.known = {id(tensor) for tensor in tensors}
+        self.note = note
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        for value in _leaves((args, kwargs or {})):
-            if id(value) in self.names:
-                self.order[self.names[id(value)]] = None
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if result is None or any(isinstance(value, Tensor) for value in _leaves(result)):  # no look at a shape
+            for value in _leaves((args, kwargs or {})):
+                if id(value) in self.known:
+                    self.note(id(value))
+        return result
 
 
 def _leaves(value) -> Iterator:
@@ -66,7 +76,7 @@ def _leaves(value) -> Iterator:
         yield value
 
 
-def _traced_order(model: nn.Module) -> list[str]:
+def _traced_order(model: nn.Module) -> list[int]:
     try:
         graph = torch.fx.symbolic_trace(model).graph
     except Exception as error:
@@ -74,69 +84,75 @@ def _traced_order(model: nn.Module) -> list[str]:
             "the order in which this model's layers run could not be traced "
             f"({type(error).__name__}); pass a batch of inputs as example=."
         ) from error
-    names = [name for name, _ in model.named_parameters()]
-    order: dict[str, None] = {}
+    order: dict[int, None] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            order |= dict.fromkeys(n for n in names if n == node.target or n.startswith(f"{node.target}."))
+            order |= dict.fromkeys(map(id, _held(model, node.target).values()))
     return list(order)
 
 
-def _order_of_use(model: nn.Module, example: Tensor | None) -> list[str]:
-    """Names of the parameters in the order in which they first take part in the forward pass in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
+def _order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
+    """Identities of the tensors (`_named`) in the order in which they first take part in a pass."""
+    with evaluating(model):
         if example is None:
             return _traced_order(model)
-        with torch.no_grad(), _Uses(model) as uses:
+        order: dict[int, None] = {}
+        with torch.no_grad(), Uses(_named(model).values(), lambda used: order.setdefault(used)):
             model(example.clone())
-        return list(uses.order)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        return list(order)
 
 
 # ---------------------------------------------------------------- stages
 
 
 def _pieces(model: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Children that hold parameters, containers opened, and parameters that belong to no child."""
+    """Children that hold parameters or statistics, containers opened, and parameters that have no child."""
     for name, _ in model.named_parameters(recurse=False):
         yield prefix + name
     for name, child in model.named_children():
         if isinstance(child, nn.Sequential) or type(child) in (nn.ModuleList, nn.ModuleDict):
             yield from _pieces(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
+        elif _named(child):
             yield prefix + name
 
 
-def _layers(model: nn.Module) -> Iterator[str]:
-    """Modules that hold parameters of their own."""
-    for name, module in model.named_modules():
-        own = [own for own, _ in module.named_parameters(recurse=False)]
-        yield from [name] if own and name else own
+def _opened(model: nn.Module) -> list[str]:
+    """The pieces of the model, or of the one network that it wraps."""
+    names = list(_pieces(model))
+    inner = _find(model, names[0]) if len(names) == 1 else None
+    if isinstance(inner, nn.Module) and not _named(inner, recurse=False):
+        return [f"{names[0]}.{name}" for name in _opened(inner)]
+    return names
 
 
-def _parameters(model: nn.Module, member: str) -> dict[str, Tensor]:
-    """All parameters of a module, or a lone parameter, by full name."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name == member or name.startswith(f"{member}.")
-    }
+def _initialiser(module: nn.Module) -> Callable[[], None] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
 
 
-def plan(
-    model: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None
-) -> Plan:
+def _layers(model: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Modules with weights or statistics of their own, taken whole if they can initialise themselves."""
+    for name, _ in model.named_parameters(recurse=False):
+        yield prefix + name
+    for name, child in model.named_children():
+        inside = any(_named(part) for part in child.children())
+        if _named(child) and (not inside or _initialiser(child)):
+            yield prefix + name
+        else:
+            yield from _layers(child, f"{prefix}{name}.")
+
+
+def _held(model: nn.Module, member: str) -> dict[str, Tensor]:
+    """What `_named` knows of a module, or a lone parameter, by full name."""
+    return {name: tensor for name, tensor in _named(model).items() if name == member or name.startswith(f"{member}.")}
+
+
+def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None) -> Plan:
     """The stages of `model` from the output to the input.
 
     Parameters
     ----------
     stages : None takes the children that hold parameters, `nn.Sequential` opened; `"layers"` goes down to
-        single layers; in both, a norm layer joins the layer before it. A list of module names is taken as given.
+        single layers; in both, a norm layer joins the layer before it. A list of names is taken as given.
     example : a batch of inputs to run once in eval mode; None traces the model with `torch.fx`.
 
     Raises
@@ -145,31 +161,27 @@ def plan(
         Unknown or overlapping names, a weight shared by two stages, nothing to randomise, or a model that
         cannot be traced.
     """
-    order = _order_of_use(model, example)
-    place = {name: index for index, name in enumerate(order)}
+    place = {key: index for index, key in enumerate(_order_of_use(model, example))}
     if stages is None or stages == "layers":
-        names = list(_pieces(model) if stages is None else _layers(model))
-        if stages is None and len(names) == 1 and hasattr(model, names[0]):  # a wrapper around one network
-            inner = getattr(model, names[0])
-            if isinstance(inner, nn.Module):
-                names = [f"{names[0]}.{name}" for name in _pieces(inner)]
-        first = {n: min((place[p] for p in _parameters(model, n) if p in place), default=None) for n in names}
-        running = sorted((n for n in names if first[n] is not None), key=first.get)
+        names = _opened(model) if stages is None else list(_layers(model))
+        used = {name: [place[id(t)] for t in _held(model, name).values() if id(t) in place] for name in names}
+        running = sorted((name for name in names if used[name]), key=lambda name: min(used[name]))
         found = _join_norms(model, running)[::-1]
     elif isinstance(stages, str) or not all(isinstance(name, str) for name in stages):
         raise ValueError(f"stages must be None, 'layers' or a list of module names, got {stages!r}.")
     else:
-        known = [name for name, _ in model.named_modules() if name and _parameters(model, name)]
+        known = [name for name, _ in model.named_modules() if name and _held(model, name)]
         known += [name for name in _pieces(model) if name not in known]
         for name in stages:
             if name not in known:
                 raise ValueError(f"unknown stage {name!r}; known: {', '.join(known)}.")
+            if list(stages).count(name) > 1:
+                raise ValueError(f"stage {name!r} is named twice.")
         found = [Stage(name, (name,)) for name in stages]
     if not found:
         raise ValueError("this model runs no parameters: there is nothing to randomise.")
     _refuse_shared(model, found)
-    unused = [name for name, _ in model.named_parameters() if name not in place]
-    return Plan(found, unused)
+    return Plan(found, [name for name, parameter in model.named_parameters() if id(parameter) not in place])
 
 
 def _join_norms(model: nn.Module, running: Iterable[str]) -> list[Stage]:
@@ -191,8 +203,8 @@ def _refuse_shared(model: nn.Module, stages: list[Stage]) -> None:
     owner: dict[int, str] = {}
     for stage in stages:
         for member in stage.members:
-            for name, parameter in _parameters(model, member).items():
-                other = owner.setdefault(id(parameter), stage.name)
+            for name, tensor in _held(model, member).items():
+                other = owner.setdefault(id(tensor), stage.name)
                 if other != stage.name:
                     raise ValueError(
                         f"stages {other!r} and {stage.name!r} share the weight {name!r}: one cannot be "
@@ -222,42 +234,55 @@ class _Recipe:
             return nn.init.uniform_(new, -std * 3**0.5, std * 3**0.5)
         return nn.init.trunc_normal_(new, 0.0, std, -2 * std, 2 * std) if std else new.zero_()
 
+    def lone(self, name: str, trained: Tensor) -> Tensor:
+        """New values for a parameter that belongs to no layer."""
+        settled = "bias" in name and self.bias != "init"
+        if self.init == "reset" and not settled:
+            raise ValueError(
+                f"the parameter {name!r} belongs to no layer and has no initialiser; choose "
+                "init='truncated_normal', 'uniform' or 'permute', or stages=[...] without it."
+            )
+        new = trained.clone() if settled else self.draw(trained)
+        self.settle_bias(name, new, trained)
+        return new
+
     def redraw(self, holder: nn.Module, name: str) -> None:
         """Randomise, in place, the parameters that the module `holder` itself holds."""
-        norm = isinstance(holder, NORMS)
-        if norm and self.affine == "reset":
-            for own, parameter in holder.named_parameters(recurse=False):
-                parameter.fill_(0.0 if "bias" in own else 1.0)
-        elif norm and self.affine == "keep":
-            pass
-        elif self.init == "reset":
+        affine = self.affine if isinstance(holder, NORMS) else "init"
+        if affine == "init" and self.init == "reset":
             _reset(holder, name)
-        else:
+        elif affine != "keep":
             for own, parameter in holder.named_parameters(recurse=False):
-                rule = self.bias if "bias" in own and not norm else "init"
-                if rule == "init":
+                if affine == "init":
                     parameter.copy_(self.draw(parameter))
-                elif rule == "zero":
-                    parameter.zero_()
-        if self.batch_norm != "keep" and getattr(holder, "running_mean", None) is not None:
+                else:
+                    parameter.fill_(0.0 if "bias" in own else 1.0)
+        if self.batch_norm != "keep" and isinstance(holder, STATISTICS):
             holder.reset_running_stats()
+
+    def settle_bias(self, name: str, new: Tensor, trained: Tensor) -> None:
+        """Biases that do not follow `init` become zero or stay as trained."""
+        if "bias" in name and self.bias != "init":
+            new.copy_(trained if self.bias == "keep" else torch.zeros_like(trained))
 
 
 def _reset(holder: nn.Module, name: str) -> None:
     """The layer's own initialiser; an error where there is none or where it does not reach the weights."""
-    reset = getattr(holder, "reset_parameters", None) or getattr(holder, "_reset_parameters", None)
-    own = dict(holder.named_parameters(recurse=False))
+    reset, kind = _initialiser(holder), type(holder).__name__
+    before = {key: parameter.clone() for key, parameter in holder.named_parameters(recurse=False)}
+    if not before:
+        return
     if reset is None:
         raise ValueError(
-            f"{name!r} ({type(holder).__name__}) has no reset_parameters(), so its own initialiser is unknown; "
+            f"{name!r} ({kind}) has no reset_parameters(), so its own initialiser is unknown; "
             "choose init='truncated_normal', 'uniform' or 'permute', or stages=[...] without it."
         )
-    before = {key: parameter.clone() for key, parameter in own.items()}
     reset()
-    for key, old in before.items():
-        if torch.equal(old, own[key]) and old.numel() > 1 and old.amin() != old.amax():
+    for key, parameter in holder.named_parameters(recurse=False):
+        old = before[key]
+        if torch.equal(old, parameter) and old.numel() > 1 and old.amin() != old.amax():
             raise ValueError(
-                f"reset_parameters() of {name!r} ({type(holder).__name__}) leaves its parameter {key!r} as it was; "
+                f"reset_parameters() of {name!r} ({kind}) leaves its parameter {key!r} as it was; "
                 "choose init='truncated_normal', 'uniform' or 'permute'."
             )
 
@@ -266,117 +291,141 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _randomised(model: nn.Module, stage: Stage, seed: int, recipe: _Recipe) -> dict[int, Tensor]:
     """The new tensors of a stage, by the identity of the tensors of `model` that they replace."""
-    new: dict[int, Tensor] = {}
+    drawn: list[tuple[Tensor, Tensor]] = []
     with local_seed(seed):
         for member in stage.members:
             old = _find(model, member)
             if isinstance(old, nn.Parameter):
-                if recipe.init == "reset":
-                    raise ValueError(
-                        f"the parameter {member!r} belongs to no layer and has no initialiser; choose "
-                        "init='truncated_normal', 'uniform' or 'permute', or stages=[...] without it."
-                    )
-                new[id(old)] = recipe.draw(old.cpu())
+                drawn.append((old, recipe.lone(member, old.cpu())))
                 continue
             fresh = deepcopy(old).cpu()
-            inside = list(fresh.named_modules(prefix=member))
-            for name, holder in reversed(inside):  # a parent's initialiser has the last word
-                if any(True for _ in holder.parameters(recurse=False)) or hasattr(holder, "running_mean"):
-                    recipe.redraw(holder, name)
-            new |= {id(a): b.detach() for a, b in zip(_tensors(old), _tensors(fresh), strict=True)}
-    return new
+            for name, holder in reversed(list(fresh.named_modules(prefix=member))):
+                recipe.redraw(holder, name)  # a parent's initialiser has the last word
+            norms = [name for name, holder in fresh.named_modules() if isinstance(holder, NORMS)]
+            for (name, parameter), trained in zip(fresh.named_parameters(), old.parameters(), strict=True):
+                if name.rpartition(".")[0] not in norms:
+                    recipe.settle_bias(name, parameter, trained)
+            drawn += zip(_tensors(old), _tensors(fresh), strict=True)
+    return {id(old): torch.empty_like(old, requires_grad=False).copy_(new) for old, new in drawn}
 
 
-def _assemble(model: nn.Module, new: dict[int, Tensor]) -> nn.Module:
-    """A copy of `model` with the tensors `new` in place; parameters not in it share their storage."""
+@torch.inference_mode(False)
+def _assemble(model: nn.Module, new: dict[int, Tensor], *, own: bool = False) -> nn.Module:
+    """A copy of `model` with the tensors `new` in place, or copies of them where they shall be its `own`.
+
+    All other parameters share their storage; buffers never do.
+    """
     memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
-        values = new[id(parameter)].to(parameter, copy=True) if id(parameter) in new else parameter.detach()
+        values = new.get(id(parameter), parameter).detach()
+        values = values.clone() if own and id(parameter) in new else values
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = new.get(id(buffer), buffer).to(buffer, copy=True)
+        memo[id(buffer)] = new.get(id(buffer), buffer).clone()
     return deepcopy(model, memo)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _recalibrate(model: nn.Module, members: Iterable[str], images: Tensor) -> None:
     """Batch-norm statistics of the randomised stages, measured on `images`."""
-    norms = [m for name in members for m in _submodules(model, name) if hasattr(m, "running_mean")]
-    modes = [(module, module.training) for module in model.modules()]
+    pieces = [found for name in members if isinstance(found := _find(model, name), nn.Module)]
+    norms = [norm for piece in pieces for norm in piece.modules() if isinstance(norm, STATISTICS)]
     momenta = [norm.momentum for norm in norms]
-    for module, _ in modes:
-        module.training = False
-    for norm in norms:
-        norm.training, norm.momentum = True, None  # None averages over all passes
-    for part in batches(len(images), 64):
-        model(images[part].clone())
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.training, norm.momentum = True, None  # None averages over all passes, of about one size
+        for part in images.tensor_split(-(-len(images) // 64)):
+            model(part.clone())
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
-
-
-def _submodules(model: nn.Module, name: str) -> list[nn.Module]:
-    found = _find(model, name)
-    return list(found.modules()) if isinstance(found, nn.Module) else []
 
 
 # ---------------------------------------------------------------- the two schemes
 
 
-def _copies(model, seed, stages, example, order, recipe, *, keep_earlier: bool) -> Iterator[tuple[str, nn.Module]]:
-    for option, known in CHOICES.items():
-        value = order if option == "order" else getattr(recipe, option)
-        if value not in known:
-            raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}.")
-    if recipe.std != "trained" and not (isinstance(recipe.std, (int, float)) and recipe.std > 0):
-        raise ValueError(f"std must be a positive number or 'trained', got {recipe.std!r}.")
-    if recipe.batch_norm == "recalibrate" and recipe.images is None:
-        raise ValueError("batch_norm='recalibrate' needs images= to measure the statistics on.")
-    seeds = generator(seed)
-    try:
-        private = deepcopy(model)
-    except Exception as error:
-        raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
-    found = plan(private, stages=stages, example=example).stages
-    draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
-    steps = list(zip(found, draws))
-    if order == "bottom_up":
-        steps.reverse()
+class Step(NamedTuple):
+    """A randomised copy, and the identities of the tensors of the private model that are others in it."""
 
-    def copies() -> Iterator[tuple[str, nn.Module]]:
+    name: str
+    model: nn.Module
+    changed: frozenset[int]
+
+
+class Redraws:
+    """The steps of a scheme on a private copy of the model, `private`, drawn one after the other."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        scheme: str,
+        seed: int,
+        stages: str | Sequence[str] | None = None,
+        init: str = "reset",
+        std: float | str = 0.01,
+        bias: str = "init",
+        affine: str = "reset",
+        batch_norm: str = "reset",
+        images: Tensor | None = None,
+        example: Tensor | None = None,
+        order: str = "top_down",
+    ):
+        self.recipe = _Recipe(init, std, bias, affine, batch_norm, images)
+        self.cumulative, self.order = scheme == "cascading", order
+        for option, known in CHOICES.items():
+            value = order if option == "order" else getattr(self.recipe, option)
+            if value not in known:
+                raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}.")
+        if std != "trained" and not (isinstance(std, (int, float)) and std > 0):
+            raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
+        if batch_norm == "recalibrate" and images is None:
+            raise ValueError("batch_norm='recalibrate' needs images= to measure the statistics on.")
+        seeds = generator(seed)
+        try:
+            with torch.inference_mode(False):
+                self.private = deepcopy(model)
+        except Exception as error:
+            raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
+        found = plan(self.private, stages=stages, example=example).stages
+        draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
+        self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def _new_tensors(self) -> Iterator[tuple[str, dict[int, Tensor]]]:
         new: dict[int, Tensor] = {}
         members: tuple[str, ...] = ()
-        for stage, draw in steps:
-            if not keep_earlier:
+        for stage, draw in self.steps:
+            if not self.cumulative:
                 new, members = {}, ()
-            new |= _randomised(private, stage, draw, recipe)
+            new = new | _randomised(self.private, stage, draw, self.recipe)
             members += stage.members
-            randomised = _assemble(private, new)
-            if recipe.batch_norm == "recalibrate":
-                _recalibrate(randomised, members, recipe.images)
-            yield stage.name, randomised
+            if self.recipe.batch_norm == "recalibrate":
+                measured = _assemble(self.private, new)
+                _recalibrate(measured, members, self.recipe.images)
+                pairs = zip(self.private.buffers(), measured.buffers(), strict=True)
+                new |= {id(old): buffer for old, buffer in pairs if id(old) in new}
+            yield stage.name, new
 
-    return copies()
+    def shared_copies(self) -> Iterator[Step]:
+        """Randomised copies that share all weights that are equal, with one another and with `private`."""
+        for name, new in self._new_tensors():
+            yield Step(name, _assemble(self.private, new), frozenset(new))
+
+    def copies(self) -> Iterator[tuple[str, nn.Module]]:
+        """(stage name, randomised copy), step by step; what was randomised is each copy's own."""
+        for name, new in self._new_tensors():
+            yield name, _assemble(self.private, new, own=True)
 
 
-def cascading(
-    model: nn.Module,
-    *,
-    seed: int,
-    stages: str | Sequence[str] | None = None,
-    init: str = "reset",
-    std: float | str = 0.01,
-    bias: str = "init",
-    affine: str = "reset",
-    batch_norm: str = "reset",
-    images: Tensor | None = None,
-    example: Tensor | None = None,
-    order: str = "top_down",
-) -> Iterator[tuple[str, nn.Module]]:
+def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise stage after stage, each copy keeping what was randomised before; Adebayo et al. (2018).
 
     Parameters
@@ -387,8 +436,8 @@ def cascading(
     init : `"reset"` (each layer's own initialiser), `"truncated_normal"` (cut at two standard deviations),
         `"uniform"` (of the same standard deviation) or `"permute"` (the trained weights shuffled).
     std : standard deviation of the two distributions; `"trained"` takes that of each trained tensor.
-    bias : biases follow `init`, become `"zero"`, or `"keep"` their values; `init="reset"` sees to them itself.
-    affine : weight and bias of norm layers are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
+    bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
+    affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values
         (the released code of 2018), or are `"recalibrate"`d on `images`.
     order : `"top_down"` from the output to the input, or `"bottom_up"`.
@@ -403,27 +452,12 @@ def cascading(
     ValueError
         An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
     """
-    recipe = _Recipe(init, std, bias, affine, batch_norm, images)
-    return _copies(model, seed, stages, example, order, recipe, keep_earlier=True)
+    return Redraws(model, scheme="cascading", seed=seed, **options).copies()
 
 
-def independent(
-    model: nn.Module,
-    *,
-    seed: int,
-    stages: str | Sequence[str] | None = None,
-    init: str = "reset",
-    std: float | str = 0.01,
-    bias: str = "init",
-    affine: str = "reset",
-    batch_norm: str = "reset",
-    images: Tensor | None = None,
-    example: Tensor | None = None,
-    order: str = "top_down",
-) -> Iterator[tuple[str, nn.Module]]:
+def independent(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise one stage at a time, all others as trained; options and errors as in `cascading`."""
-    recipe = _Recipe(init, std, bias, affine, batch_norm, images)
-    return _copies(model, seed, stages, example, order, recipe, keep_earlier=False)
+    return Redraws(model, scheme="independent", seed=seed, **options).copies()
 
 
 SCHEMES: dict[str, Callable[..., Iterator[tuple[str, nn.Module]]]] = {

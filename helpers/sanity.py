@@ -20,16 +20,18 @@ from torch import Tensor, nn
 
 from helpers import randomization, saliency, similarity
 from helpers.device import generator, progress
+from helpers.randomization import Step
+from helpers.replay import Tape
+from helpers.saliency.core import check, chunks
 from helpers.training import predict
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
-FLOORS = ("other_image", "noise")
-CEILINGS = ("retest", "twin")
+CHANNELS_LAST_FROM = 3 * 64 * 64  # values an image; smaller ones gain nothing
 
 Function = Callable[..., Tensor]
 
 
-def _named(chosen, get: Callable, kind: str) -> dict[str, Function]:
+def named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     """Methods or metrics by label, from a mapping or a sequence of keys and callables."""
     if isinstance(chosen, str) or callable(chosen):
         chosen = [chosen]
@@ -45,15 +47,15 @@ def _named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     return named
 
 
-def _draws_noise(method: Function) -> bool:
+def draws_noise(method: Function) -> bool:
     """Whether the method takes a `seed` that the caller has not fixed."""
     fixed = method.keywords if isinstance(method, partial) else {}
     return "seed" in signature(method).parameters and "seed" not in fixed
 
 
-def _explain(method: Function, model: nn.Module, images: Tensor, targets: Tensor, seed: int) -> Tensor:
+def heat_of(method: Function, model: nn.Module, images: Tensor, targets: Tensor, seed: int) -> Tensor:
     """Signed heatmaps `(N, H, W)`; methods that draw noise draw it from `seed`."""
-    options = {"seed": seed} if _draws_noise(method) else {}
+    options = {"seed": seed} if draws_noise(method) else {}
     return saliency.heatmap(method(model, images, targets, **options), signed=True)
 
 
@@ -66,22 +68,47 @@ def spectral_noise(maps: Tensor, *, seed: int) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(maps).abs() * torch.sgn(white), s=maps.shape[-2:])
 
 
-class _Rows:
+class Rows:
     """Collects similarities and makes the tidy frame of them."""
 
     def __init__(self, metrics: dict[str, Function]):
         self.metrics = metrics
-        self.frames: list[pd.DataFrame] = []
+        self.values: list[np.ndarray] = []
+        self.where: list[tuple] = []
 
-    def add(self, scheme: str, seed: int, stage: int, layer: str, method: str, a: Tensor, b: Tensor) -> None:
-        for label, metric in self.metrics.items():
-            values = metric(a, b)
-            where = (scheme, seed, stage, layer, method, label)
-            frame = pd.DataFrame({"image": range(len(values)), "similarity": values.double().cpu().numpy()})
-            self.frames.append(frame.assign(**dict(zip(COLUMNS, where))))
+    def against(self, reference: Tensor) -> dict[str, Function]:
+        """The metrics with their first map fixed."""
+        return {label: similarity.against(metric, reference) for label, metric in self.metrics.items()}
+
+    def add(self, scheme: str, seed: int, stage: int, layer: str, method: str, metrics, maps: Tensor) -> None:
+        for label, metric in metrics.items():
+            self.values.append(metric(maps).double().cpu().numpy())
+            self.where.append((scheme, seed, stage, layer, method, label))
 
     def frame(self) -> pd.DataFrame:
-        return pd.concat(self.frames, ignore_index=True)[COLUMNS]
+        sizes = [len(values) for values in self.values]
+        columns = zip(*self.where)
+        frame = {name: np.repeat(np.array(cells), sizes) for name, cells in zip(COLUMNS, columns)}
+        frame["image"] = np.concatenate([np.arange(size) for size in sizes])
+        frame["similarity"] = np.concatenate(self.values)
+        return pd.DataFrame(frame)[COLUMNS]
+
+
+def _lay_out(model: nn.Module, images: Tensor) -> Tensor:
+    """Store a private model's weights and the images with channels last, where that is faster and works.
+
+    Models that `.view()` their activations need the usual layout and keep it.
+    """
+    if images.is_cuda or images[0].numel() < CHANNELS_LAST_FROM:
+        return images
+    moved = images.contiguous(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    try:
+        predict(model, moved[:2])
+        return moved
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)
+        return images
 
 
 def parameter_randomization(
@@ -96,6 +123,7 @@ def parameter_randomization(
     stages: str | Sequence[str] | None = None,
     explain: str = "targets",
     twins: Sequence[nn.Module] = (),
+    lines: bool = True,
     show_progress: bool = True,
     **options,
 ) -> pd.DataFrame:
@@ -111,6 +139,7 @@ def parameter_randomization(
     seeds : one replicate each, of the new weights and of the methods' noise.
     explain : `"targets"`, fixed over all stages, or `"argmax"`, the class that each copy itself predicts.
     twins : models of the same architecture trained from other seeds.
+    lines : whether to compute the reference lines that need no twin.
 
     Returns
     -------
@@ -124,8 +153,8 @@ def parameter_randomization(
     ValueError
         An unknown name, an option that does not fit, no seeds, or input that a method or metric refuses.
     """
-    methods = _named(methods, saliency.get, "methods")
-    rows = _Rows(_named(metrics, similarity.get, "metrics"))
+    methods = named(methods, saliency.get, "methods")
+    rows = Rows(named(metrics, similarity.get, "metrics"))
     if scheme not in randomization.SCHEMES:
         raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(randomization.SCHEMES)}.")
     if explain not in ("targets", "argmax"):
@@ -133,43 +162,123 @@ def parameter_randomization(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("at least one seed is needed.")
-    copies = partial(
-        randomization.SCHEMES[scheme], model, stages=stages, **{"example": images[:1], **options}
-    )
-    count = len(randomization.plan(model, stages=stages, example=options.get("example", images[:1])).stages)
-    still = {label: method for label, method in methods.items() if not _draws_noise(method)}
-    trained = {label: _explain(method, model, images, targets, 0) for label, method in still.items()}
+    check(images, targets)
+    options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
     for number, twin in enumerate(twins):
         for label, method in methods.items():
-            maps = _explain(method, model, images, targets, 2 * number)
-            rows.add(
-                "twin", number, -1, "", label, maps, _explain(method, twin, images, targets, 2 * number + 1)
-            )
-    with progress(len(seeds) * count * len(methods), show=show_progress) as bar:
+            own = heat_of(method, model, images, targets, 2 * number)
+            other = heat_of(method, twin, images, targets, 2 * number + 1)
+            rows.add("twin", number, -1, "", label, rows.against(own), other)
+    options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
+    stages_left = len(randomization.Redraws(model, seed=0, **options)) + 1
+    with progress(len(seeds) * len(methods) * stages_left, show=show_progress) as bar:
         for seed in seeds:
-            noise = torch.randint(2**62, (count + 3,), generator=generator(seed)).tolist()
+            draws = randomization.Redraws(model, seed=seed, **options)
+            pictures = _lay_out(draws.private, images)
+            steps = [Step("trained", draws.private, frozenset()), *draws.shared_copies()]
+            classes = [targets] * len(steps)
+            if explain == "argmax":
+                classes[1:] = [predict(step.model, pictures).argmax(1) for step in steps[1:]]
+            noise = torch.randint(2**62, (len(steps) + 2,), generator=generator(seed)).tolist()
             for label, method in methods.items():
-                if label not in still:
-                    trained[label] = _explain(method, model, images, targets, noise[0])
-                    again = _explain(method, model, images, targets, noise[1])
-                    rows.add("retest", seed, -1, "", label, trained[label], again)
-                _add_floors(rows, seed, label, trained[label], noise[2])
-                rows.add(scheme, seed, 0, "trained", label, trained[label], trained[label])
-            for stage, (layer, copy) in enumerate(copies(seed=seed), start=1):
-                classes = targets if explain == "targets" else predict(copy, images).argmax(1)
-                for label, method in methods.items():
-                    bar.set_postfix_str(f"seed {seed}, {layer}, {label}")
-                    maps = _explain(method, copy, images, classes, noise[stage + 2])
-                    rows.add(scheme, seed, stage, layer, label, trained[label], maps)
-                    bar.update()
+                bar.set_postfix_str(f"seed {seed}, {label}")
+                maps = _stage_maps(draws, steps, method, pictures, classes, noise, bar)
+                metric = rows.against(maps[0])
+                for stage, (step, heat) in enumerate(zip(steps, maps)):
+                    rows.add(scheme, seed, stage, step.name, label, metric, heat)
+                if lines and draws_noise(method):
+                    again = heat_of(method, draws.private, pictures, targets, noise[-2])
+                    rows.add("retest", seed, -1, "", label, metric, again)
+                if lines:
+                    _add_floors(rows, seed, label, metric, maps[0], noise[-1])
     return rows.frame()
 
 
-def _add_floors(rows: _Rows, seed: int, label: str, maps: Tensor, draw: int) -> None:
-    rows.add("noise", seed, -1, "", label, maps, spectral_noise(maps, seed=draw))
+def _stage_maps(draws, steps, method, images, classes, noise, bar) -> list[Tensor]:
+    """Signed heatmaps of all images at every step.
+
+    Methods of one pass are run from a tape, a few images at a time: what lies below the changed weights runs once.
+    """
+    if method not in saliency.ONE_PASS:
+        maps = []
+        for step, targets, seed in zip(steps, classes, noise):
+            maps.append(heat_of(method, step.model, images, targets, seed))
+            bar.update()
+        return maps
+    falling = draws.cumulative and draws.order == "top_down"
+    pieces: list[list[Tensor]] = [[] for _ in steps]
+    for part in chunks(len(images), images):
+        tape = Tape(draws.private, images[part], falling=falling)
+        for maps, step, targets in zip(pieces, steps, classes):
+            with tape.playing(step.model, step.changed):
+                maps.append(heat_of(method, step.model, tape.images, targets[part], 0))
+            bar.update(part.stop == len(images))
+    return [torch.cat(maps) for maps in pieces]
+
+
+def _add_floors(rows: Rows, seed: int, label: str, metric: dict, maps: Tensor, draw: int) -> None:
+    rows.add("noise", seed, -1, "", label, metric, spectral_noise(maps, seed=draw))
     if len(maps) > 1:
         shift = 1 + draw % (len(maps) - 1)
-        rows.add("other_image", seed, -1, "", label, maps, maps.roll(shift, 0))
+        rows.add("other_image", seed, -1, "", label, metric, maps.roll(shift, 0))
+
+
+def data_randomization(
+    true_models: Sequence[nn.Module],
+    random_models: Sequence[nn.Module],
+    images: Tensor,
+    targets: Tensor,
+    *,
+    methods: Sequence | Mapping,
+    metrics: Sequence | Mapping,
+    lines: bool = True,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """Compare the maps of networks trained on true labels with those of networks trained on permuted ones.
+
+    Parameters
+    ----------
+    true_models, random_models : pairs in order; the two of a pair started from the same weights.
+    images, targets, methods, metrics : as in `parameter_randomization`.
+
+    Returns
+    -------
+    Tidy frame, stage 0, `seed` being the pair's number k. Schemes: `random_labels` (true network k against random
+    network k, the same initial weights), `random_labels_crossed` (against random network k + 1, other initial
+    weights) and their control `second_seed` (against true network k + 1: other initial weights, the same labels);
+    at stage -1 the floors of `parameter_randomization`.
+
+    Raises
+    ------
+    ValueError
+        Lists of different length or of fewer than two networks, or input that a method or metric refuses.
+    """
+    count = len(true_models)
+    if count != len(random_models) or count < 2:
+        raise ValueError(
+            f"two networks or more of each kind are needed, in pairs; got {count} and {len(random_models)}."
+        )
+    methods = named(methods, saliency.get, "methods")
+    rows = Rows(named(metrics, similarity.get, "metrics"))
+    check(images, targets)
+    with progress(count * len(methods), show=show_progress) as bar:
+        for k, model in enumerate(true_models):
+            others = {
+                "random_labels": random_models[k],
+                "random_labels_crossed": random_models[(k + 1) % count],
+                "second_seed": true_models[(k + 1) % count],
+            }
+            noise = torch.randint(2**62, (len(others) + 2,), generator=generator(k)).tolist()
+            for label, method in methods.items():
+                bar.set_postfix_str(f"pair {k}, {label}")
+                maps = heat_of(method, model, images, targets, noise[0])
+                metric = rows.against(maps)
+                for (scheme, other), seed in zip(others.items(), noise[1:]):
+                    rows.add(scheme, k, 0, "", label, metric, heat_of(method, other, images, targets, seed))
+                if lines:
+                    _add_floors(rows, k, label, metric, maps, noise[-1])
+                bar.update()
+    return rows.frame()
 
 
 def table(frame: pd.DataFrame, **chosen) -> np.ndarray:
@@ -206,12 +315,8 @@ def retained_share(frame: pd.DataFrame, *, floor: str = "other_image", ceiling: 
         if line is not None and line not in set(frame.scheme):
             raise ValueError(f"the frame has no rows of {line!r}; it has: {', '.join(frame.scheme.unique())}.")
     lines = frame[frame.stage < 0].groupby(["scheme", "method", "metric"]).similarity.mean()
-    curves = frame[frame.stage >= 0].groupby(
-        ["scheme", "seed", "stage", "layer", "method", "metric"], sort=False
-    )
-    table = curves.similarity.agg(
-        similarity="mean", undefined=lambda values: int(values.isna().sum())
-    ).reset_index()
+    curves = frame[frame.stage >= 0].groupby(["scheme", "seed", "stage", "layer", "method", "metric"], sort=False)
+    table = curves.similarity.agg(similarity="mean", undefined=lambda values: int(values.isna().sum())).reset_index()
     of = pd.MultiIndex.from_frame(table[["method", "metric"]])
     table["floor"] = lines[floor].reindex(of).to_numpy()
     table["ceiling"] = 1.0 if ceiling is None else lines[ceiling].reindex(of).to_numpy()

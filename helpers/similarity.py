@@ -7,6 +7,8 @@ type; the result is float32, or float64 for float64 maps.
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,25 +16,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps in float32 or float64, after the checks that all metrics share."""
-    for name, maps in (("a", a), ("b", b)):
-        if not isinstance(maps, Tensor) or not maps.is_floating_point():
-            raise ValueError(f"{name} must be a tensor of floats, got {getattr(maps, 'dtype', type(maps))}.")
-        if maps.ndim != 3 or 0 in maps.shape:
+def _checked(*maps: Tensor) -> list[Tensor]:
+    """The maps in float32, or in float64 where they are, after the checks that all metrics share."""
+    for name, m in zip("ab", maps):
+        if not isinstance(m, Tensor) or not m.is_floating_point():
+            raise ValueError(f"{name} must be a tensor of floats, got {getattr(m, 'dtype', type(m))}.")
+        if m.ndim != 3 or 0 in m.shape:
             raise ValueError(
-                f"{name} must be maps of shape (N, H, W), got {tuple(maps.shape)}; "
+                f"{name} must be maps of shape (N, H, W), got {tuple(m.shape)}; "
                 "saliency.heatmap(maps, signed=...) adds up the channels."
             )
-        bad = ~torch.isfinite(maps).all(-1).all(-1)
-        if bad.any():
-            raise ValueError(f"{name} has NaN or infinite pixels in image {bad.nonzero()[0].item()}.")
-    if a.shape != b.shape:
-        raise ValueError(f"the maps differ in shape: {tuple(a.shape)} and {tuple(b.shape)}.")
-    if a.device != b.device:
-        raise ValueError(f"the maps are on different devices: {a.device} and {b.device}.")
-    dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    return a.to(dtype), b.to(dtype)
+        good = torch.isfinite(m).flatten(1).all(1)
+        if not good.all():
+            raise ValueError(f"{name} has NaN or infinite pixels in image {(~good).nonzero()[0].item()}.")
+    if len({m.shape for m in maps}) > 1:
+        raise ValueError(f"the maps differ in shape: {' and '.join(str(tuple(m.shape)) for m in maps)}.")
+    if len({m.device for m in maps}) > 1:
+        raise ValueError(f"the maps are on different devices: {' and '.join(str(m.device) for m in maps)}.")
+    return [m if m.dtype == torch.float64 else m.float() for m in maps]
 
 
 def _constant(maps: Tensor) -> Tensor:
@@ -41,20 +42,34 @@ def _constant(maps: Tensor) -> Tensor:
     return flat.amin(1) == flat.amax(1)
 
 
-def _undefined(values: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`values` in the maps' type, NaN where either map is constant."""
-    return values.to(a.dtype).masked_fill(_constant(a) | _constant(b), math.nan)
+class _Sides(NamedTuple):
+    """A metric in two parts: what it makes of each map, and the comparison of the two."""
+
+    describe: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+    compare: Callable[..., Tensor]
+
+    def against(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """The metric with its first map fixed and described once."""
+        (own,) = _checked(a)
+        described, constant = self.describe(own), _constant(own)
+
+        def compared(b: Tensor) -> Tensor:
+            _, other = _checked(a, b)
+            values = self.compare(described, self.describe(other))
+            values = values.to(torch.promote_types(own.dtype, other.dtype))
+            return values.masked_fill(constant | _constant(other), math.nan)
+
+        return compared
 
 
-def _correlation(x: Tensor, y: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Pearson correlation along the last axis, in float64; `keep` is a mask of the entries that count."""
-    x, y = x.double(), y.double()
-    weight = torch.ones_like(x) if keep is None else keep.double()
-    count = weight.sum(1, keepdim=True)
-    x = (x - (x * weight).sum(1, keepdim=True) / count) * weight
-    y = (y - (y * weight).sum(1, keepdim=True) / count) * weight
-    scale = (x.square().sum(1) * y.square().sum(1)).sqrt()
-    return ((x * y).sum(1) / scale).clamp(-1, 1)
+def _unit(vectors: Tensor, mean: Tensor | float | None = None) -> Tensor:
+    """Vectors along the last axis, centred and of length 1: their product is Pearson's correlation."""
+    centred = vectors - (vectors.mean(1, keepdim=True) if mean is None else mean)
+    return centred / centred.norm(dim=1, keepdim=True)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(1).clamp(-1, 1)
 
 
 def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,36 +87,42 @@ def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 along the last axis of `(N, P)`, tied values sharing their average rank (scipy's `rankdata`)."""
+    """Ranks from 1 along the last axis of `(N, P)`, ties sharing their average (scipy's `rankdata`)."""
     ordered, places = _sorted(values + 0.0)  # -0.0 becomes 0.0
     index = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(places)
-    new = torch.ones_like(places, dtype=torch.bool)
-    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = torch.where(new, index, 0).cummax(1).values
-    ends = torch.ones_like(new)
-    ends[:, :-1] = new[:, 1:]
-    last = torch.where(ends, index, index.shape[1] + 1).flip(1).cummin(1).values.flip(1)
-    return torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(
-        1, places, (first + last).double() / 2
-    )
+    tied = ordered[:, 1:] == ordered[:, :-1]
+    if tied.any():
+        edge = torch.ones_like(tied[:, :1])
+        first = torch.where(torch.cat([edge, ~tied], 1), index, 0).cummax(1).values
+        last = torch.where(torch.cat([~tied, edge], 1), index, index.shape[1] + 1)
+        index = (first + last.flip(1).cummin(1).values.flip(1)) / 2
+    dtype = torch.float64 if values.dtype == torch.float64 or values.shape[1] >= 2**23 else torch.float32
+    return torch.empty(values.shape, dtype=dtype, device=values.device).scatter_(1, places, index.to(dtype))
+
+
+def _unit_ranks(maps: Tensor) -> Tensor:
+    values = maps.flatten(1)
+    return _unit(ranks(values).double(), mean=(values.shape[1] + 1) / 2)
+
+
+_PEARSON = _Sides(lambda maps: _unit(maps.flatten(1).double()), _product)
+_SPEARMAN = _Sides(_unit_ranks, _product)
+_SPEARMAN_ABS = _Sides(lambda maps: _SPEARMAN.describe(maps.abs()), _product)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation of the pixels, in [-1, 1] (scipy's `pearsonr`)."""
-    a, b = _checked(a, b)
-    return _undefined(_correlation(a.flatten(1), b.flatten(1)), a, b)
+    return _PEARSON.against(a)(b)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of the signed pixels, average ranks on ties, in [-1, 1] (scipy's `spearmanr`)."""
-    a, b = _checked(a, b)
-    return _undefined(_correlation(ranks(a.flatten(1)), ranks(b.flatten(1))), a, b)
+    return _SPEARMAN.against(a)(b)
 
 
 def spearman_abs(a: Tensor, b: Tensor) -> Tensor:
     """Rank correlation of |pixels|, in [-1, 1]; the "ABS" of Adebayo et al. (2018)."""
-    a, b = _checked(a, b)
-    return spearman(a.abs(), b.abs())
+    return _SPEARMAN_ABS.against(a)(b)
 
 
 def spearman_nonzero(a: Tensor, b: Tensor) -> Tensor:
@@ -114,9 +135,10 @@ def spearman_nonzero(a: Tensor, b: Tensor) -> Tensor:
     x, y = a.flatten(1), b.flatten(1)
     keep = (x != 0) & (y != 0)
     x, y = x.masked_fill(~keep, math.inf), y.masked_fill(~keep, math.inf)
-    value = _correlation(ranks(x), ranks(y), keep)
-    varied = [(m == m.amin(1, keepdim=True)).logical_or(~keep).all(1) for m in (x, y)]
-    return value.to(a.dtype).masked_fill(varied[0] | varied[1], math.nan)
+    count = keep.sum(1, keepdim=True)
+    x, y = ((ranks(m).double() - (count + 1) / 2) * keep for m in (x, y))
+    value = _product(x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True))
+    return value.to(torch.promote_types(a.dtype, b.dtype)).masked_fill((x == 0).all(1) | (y == 0).all(1), math.nan)
 
 
 def _box(images: Tensor, size: int) -> Tensor:
@@ -127,20 +149,37 @@ def _box(images: Tensor, size: int) -> Tensor:
     return sum(images[:, :, shift : shift + columns] for shift in range(size)) / size**2
 
 
-def _mean_ssim(x: Tensor, y: Tensor, *, data_range: float, size: int) -> Tensor:
-    if not (3 <= size <= min(x.shape[1:]) and size % 2):
-        raise ValueError(
-            f"win_size must be odd and from 3 to the maps' smaller side {min(x.shape[1:])}, got {size}."
-        )
-    mean_x, mean_y = _box(x, size), _box(y, size)
-    unbiased = size**2 / (size**2 - 1)
-    var_x = unbiased * (_box(x * x, size) - mean_x * mean_x)
-    var_y = unbiased * (_box(y * y, size) - mean_y * mean_y)
-    cov = unbiased * (_box(x * y, size) - mean_x * mean_y)
+def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int) -> _Sides:
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    above = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    below = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
-    return (above / below).flatten(1).mean(1)
+    unbiased = size**2 / (size**2 - 1)
+
+    def describe(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        side = min(maps.shape[1:])
+        if not (3 <= size <= side and size % 2):
+            raise ValueError(f"win_size must be odd and from 3 to the maps' smaller side {side}, got {size}.")
+        maps = scaled(maps)
+        mean = _box(maps, size)
+        return maps, mean, unbiased * (_box(maps * maps, size) - mean * mean)
+
+    def compare(x: tuple[Tensor, Tensor, Tensor], y: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        (x, mean_x, var_x), (y, mean_y, var_y) = x, y
+        means = mean_x * mean_y
+        covariance = unbiased * (_box(x * y, size) - means)
+        above = (2 * means + c1) * (2 * covariance + c2)
+        return (above / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))).flatten(1).mean(1)
+
+    return _Sides(describe, compare)
+
+
+def _over_largest(maps: Tensor) -> Tensor:
+    largest = maps.abs().amax((1, 2), keepdim=True)
+    return maps / largest.clamp_min(torch.finfo(maps.dtype).tiny)  # a zero map stays zero
+
+
+def _stretched_abs(maps: Tensor) -> Tensor:
+    maps = maps.abs()
+    low = maps.amin((1, 2), keepdim=True)
+    return (maps - low) / (maps.amax((1, 2), keepdim=True) - low)
 
 
 def ssim(a: Tensor, b: Tensor, *, win_size: int = 5) -> Tensor:
@@ -148,9 +187,7 @@ def ssim(a: Tensor, b: Tensor, *, win_size: int = 5) -> Tensor:
 
     scikit-image's `structural_similarity(win_size=win_size, data_range=2)`; Wang et al. (2004).
     """
-    a, b = _checked(a, b)
-    x, y = (m / m.abs().amax((1, 2), keepdim=True) for m in (a, b))
-    return _undefined(_mean_ssim(x, y, data_range=2.0, size=win_size), a, b)
+    return _ssim_sides(_over_largest, 2.0, win_size).against(a)(b)
 
 
 def ssim_abs(a: Tensor, b: Tensor, *, win_size: int = 5) -> Tensor:
@@ -158,9 +195,7 @@ def ssim_abs(a: Tensor, b: Tensor, *, win_size: int = 5) -> Tensor:
 
     scikit-image's `structural_similarity(win_size=win_size, data_range=1)`.
     """
-    a, b = (m.abs() for m in _checked(a, b))
-    x, y = ((m - m.amin((1, 2), keepdim=True)) / (m.amax((1, 2)) - m.amin((1, 2)))[:, None, None] for m in (a, b))
-    return _undefined(_mean_ssim(x, y, data_range=1.0, size=win_size), a, b)
+    return _ssim_sides(_stretched_abs, 1.0, win_size).against(a)(b)
 
 
 def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
@@ -174,8 +209,7 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
     down, across = maps.shape[1] // cell, maps.shape[2] // cell
     if min(down, across) < 3:
         raise ValueError(f"HOG needs 3 x 3 cells of {cell} pixels; the maps are {tuple(maps.shape[1:])}.")
-    largest = maps.abs().amax((1, 2), keepdim=True)
-    maps = maps / largest.clamp_min(torch.finfo(maps.dtype).tiny)  # a zero map stays zero
+    maps = _over_largest(maps)
     vertical = F.pad(maps[:, 2:] - maps[:, :-2], (0, 0, 1, 1))
     horizontal = F.pad(maps[:, :, 2:] - maps[:, :, :-2], (1, 1))
     angle = torch.rad2deg(torch.atan2(vertical, horizontal)) % 180
@@ -190,11 +224,13 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
     return blocks.flatten(1)
 
 
+def _hog_sides(cell: int | None) -> _Sides:
+    return _Sides(lambda maps: _unit(hog_features(maps, cell=cell)), _product)
+
+
 def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
     """Pearson correlation of the maps' HOG features (`hog_features`), in [-1, 1]."""
-    a, b = _checked(a, b)
-    x, y = hog_features(a, cell=cell), hog_features(b, cell=cell)
-    return _undefined(_correlation(x, y), a, b)
+    return _hog_sides(cell).against(a)(b)
 
 
 def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
@@ -205,13 +241,15 @@ def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
     """
     if not 0 < k <= 1:
         raise ValueError(f"k is a share of the pixels in (0, 1], got {k}.")
-    a, b = (m.abs() for m in _checked(a, b))
-    size = max(1, round(k * a[0].numel()))
-    chosen = []
-    for m in (a, b):
-        places = torch.sort(m.flatten(1), dim=1, descending=True, stable=True).indices[:, :size]
-        chosen.append(torch.zeros_like(m.flatten(1)).scatter_(1, places, 1.0))
-    return _undefined((chosen[0] * chosen[1]).sum(1) / size, a, b)
+
+    def top(maps: Tensor) -> Tensor:
+        flat = maps.abs().flatten(1)
+        size = max(1, round(k * flat.shape[1]))
+        places = torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :size]
+        chosen = torch.zeros_like(flat).scatter_(1, places, 1.0)
+        return chosen.masked_fill(_constant(maps.abs())[:, None], math.nan)
+
+    return _Sides(top, lambda x, y: (x * y).sum(1) / x.sum(1)).against(a)(b)
 
 
 METRICS: dict[str, Callable[..., Tensor]] = {
@@ -236,3 +274,19 @@ def get(metric: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}.")
     return METRICS[metric]
+
+
+_SIDES = {
+    pearson: _PEARSON,
+    spearman: _SPEARMAN,
+    spearman_abs: _SPEARMAN_ABS,
+    ssim: _ssim_sides(_over_largest, 2.0, 5),
+    ssim_abs: _ssim_sides(_stretched_abs, 1.0, 5),
+    hog: _hog_sides(None),
+}
+
+
+def against(metric: Callable[..., Tensor], reference: Tensor) -> Callable[[Tensor], Tensor]:
+    """`metric(reference, maps)` as a function of the maps; the reference's side is worked out once."""
+    sides = _SIDES.get(metric)
+    return sides.against(reference) if sides else partial(metric, reference)

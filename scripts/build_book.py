@@ -9,6 +9,7 @@ Jupyter Book makes pages of them without executing anything.
 """
 
 import argparse
+import base64
 import csv
 import hashlib
 import io
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import nbformat
 from address import pages, repository
+from PIL import Image
 from run_chapters import Run, chapters, kept_runs, run_chapters, versions
 
 
@@ -45,6 +47,18 @@ def link_locally(text: str, root: Path, chapter: Path) -> str:
     return re.sub(rf"\]\({re.escape(pages(repository(root)))}([\w/-]+)\.html", source, text)
 
 
+def lighten(data: dict) -> None:
+    """Replace a PNG figure by the lighter of two forms that look the same: 256 colours, or JPEG."""
+    if "image/png" not in data:
+        return
+    picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+    forms = {"image/png": io.BytesIO(), "image/jpeg": io.BytesIO()}
+    picture.quantize(256, dither=Image.Dither.NONE).save(forms["image/png"], "PNG", optimize=True)
+    picture.save(forms["image/jpeg"], "JPEG", quality=85)
+    kind = min(forms, key=lambda kind: len(forms[kind].getvalue()))
+    data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
+
+
 def layout(root: Path, runs: dict[Path, Run]) -> dict[Path, bytes]:
     """Every source of the pages, by its path from the root."""
     found = [path for folder in ("_static", "book") for path in sorted((root / folder).rglob("*"))]
@@ -55,6 +69,8 @@ def layout(root: Path, runs: dict[Path, Run]) -> dict[Path, bytes]:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = link_locally(cell.source, root, chapter)
+            for output in cell.get("outputs", []):
+                lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
     return sources

@@ -123,9 +123,7 @@ def kept_runs(root: Path, chapter: Path) -> list[Run]:
     """The kept executions of a chapter, latest first."""
     paths = (root / "_build/executed" / chapter.with_suffix("")).glob("*.ipynb")
     latest = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-    return [
-        Run(p, **json.loads(p.read_text(encoding="utf-8"))["metadata"]["saliency_sanity"]) for p in latest
-    ]
+    return [Run(p, **json.loads(p.read_text(encoding="utf-8"))["metadata"]["saliency_sanity"]) for p in latest]
 
 
 def run_chapter(root: Path, chapter: Path, around: str) -> tuple[Run, bool]:

@@ -72,9 +72,7 @@ def test_a_damaged_file_is_an_error_also_after_it_was_read_once(name, damage, fo
         LOADERS[name]()
 
 
-@pytest.mark.parametrize(
-    "load", [lambda: models.load("mlp_digits"), lambda: models.load("squeezenet_imagenet")]
-)
+@pytest.mark.parametrize("load", [lambda: models.load("mlp_digits"), lambda: models.load("squeezenet_imagenet")])
 def test_missing_weights_are_an_error(load, folder):
     with pytest.raises(assets.AssetError, match="missing|not an asset"):
         load()

@@ -37,9 +37,7 @@ def test_the_order_is_mixed_and_fixed(parts):
 
 
 def test_no_image_is_in_both_parts(parts):
-    train, test = (
-        {image.numpy().tobytes() for image in (part.images * 255).byte()} for part in parts[1].values()
-    )
+    train, test = ({image.numpy().tobytes() for image in (part.images * 255).byte()} for part in parts[1].values())
     assert not train & test
 
 

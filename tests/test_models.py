@@ -20,9 +20,7 @@ def test_a_seed_sets_the_initial_weights_and_nothing_global(build):
     a, b, c = (build(seed=seed) for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    assert not any(
-        torch.equal(p, q) for (n, p), q in zip(a.named_parameters(), c.parameters()) if "norm" not in n
-    )
+    assert not any(torch.equal(p, q) for (n, p), q in zip(a.named_parameters(), c.parameters()) if "norm" not in n)
     assert a(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
@@ -52,9 +50,7 @@ def test_a_checkpoint_classifies_as_recorded(name, labels):
 
 def test_the_records_hold_every_checkpoint_once_and_meet_the_preconditions():
     records = models.records()
-    assert records[["network", "labels", "seed"]].apply(tuple, axis=1).sort_values().tolist() == sorted(
-        CHECKPOINTS
-    )
+    assert records[["network", "labels", "seed"]].apply(tuple, axis=1).sort_values().tolist() == sorted(CHECKPOINTS)
     counts = {"cnn_clothes": 8, "cnn_digits": 8, "mlp_digits": 5, "cnn_bn_clothes": 3}
     assert {name: spec.seeds for name, spec in models.SHIPPED.items()} == counts
     random = records[records.labels == "random"]
@@ -131,9 +127,7 @@ def test_what_is_not_stored_raises_and_lists_what_is(name, options, message):
 
 @pytest.mark.parametrize("seed", [1.0, True])
 def test_a_seed_that_equals_a_stored_one_loads_it(seed):
-    same = zip(
-        models.load("mlp_digits", seed=seed).parameters(), models.load("mlp_digits", seed=1).parameters()
-    )
+    same = zip(models.load("mlp_digits", seed=seed).parameters(), models.load("mlp_digits", seed=1).parameters())
     assert all(torch.equal(p, q) for p, q in same)
 
 

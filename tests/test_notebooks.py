@@ -114,7 +114,7 @@ def test_figures_have_alt_text_and_caption(name, html):
     executed = nbformat.read(html.parent / "source" / f"{name}.ipynb", as_version=4)
     for number, cell in enumerate(executed.cells, start=1):
         outputs = cell.outputs if cell.cell_type == "code" else []
-        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        pictures = [output for output in outputs if any(mime.startswith("image/") for mime in output.get("data", {}))]
         if pictures:
             about = cell.metadata.get("mystnb", {})
             where = f"{name}, cell {number}"

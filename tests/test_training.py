@@ -29,17 +29,13 @@ def task(count=90):
 
 
 def same(a, b):
-    return all(
-        torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_training_learns_and_records_every_epoch():
     images, labels = task()
     model, history = training.train(network(), images, labels, epochs=8, batch_size=20, lr=3e-3)
-    assert history.columns.tolist() == ["epoch", "loss", "accuracy"] and history.epoch.tolist() == list(
-        range(8)
-    )
+    assert history.columns.tolist() == ["epoch", "loss", "accuracy"] and history.epoch.tolist() == list(range(8))
     assert history.loss.iloc[-1] < 0.3 * history.loss.iloc[0]
     assert training.accuracy(model, images, labels) > 0.95
     assert not any(module.training for module in model.modules())
@@ -178,9 +174,7 @@ def test_a_seed_that_is_no_int_raises(seed):
         training.permute_labels(labels, seed=seed)
 
 
-@pytest.mark.parametrize(
-    "labels", [torch.zeros(9, dtype=torch.int64), torch.zeros(10), torch.full((10,), -1)]
-)
+@pytest.mark.parametrize("labels", [torch.zeros(9, dtype=torch.int64), torch.zeros(10), torch.full((10,), -1)])
 def test_accuracy_refuses_bad_labels(labels):
     with pytest.raises(ValueError, match="labels must"):
         training.accuracy(network(), task(10)[0], labels)

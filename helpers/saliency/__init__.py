@@ -22,6 +22,8 @@ from helpers.saliency.gradients import (
     smoothgrad_squared,
     vargrad,
 )
+from helpers.saliency.perturbation import kernel_shap, lime, occlusion
+from helpers.saliency.propagation import deeplift, lrp_alpha_beta, lrp_composite, lrp_epsilon
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     method.__name__: method
@@ -38,12 +40,22 @@ METHODS: dict[str, Callable[..., Tensor]] = {
         deconvnet,
         gradcam,
         guided_gradcam,
+        deeplift,
+        lrp_epsilon,
+        lrp_alpha_beta,
+        lrp_composite,
+        occlusion,
+        lime,
+        kernel_shap,
         controls.sobel,
         controls.canny,
         controls.input,
         controls.noise,
     )
 }
+
+# Methods that differentiate the logits once, at the images themselves.
+ONE_PASS = (gradient, input_x_gradient, guided_backprop, deconvnet)
 
 
 def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -57,8 +57,8 @@ class _ReluCalls(TorchFunctionMode):
 
 # The backward nodes of steps for which the two methods have no rule, or of a ReLU that was not seen as one.
 _OTHER_STEPS = frozenset(
-    "Celu Elu Gelu Hardshrink Hardswish Hardtanh LeakyRelu LogSigmoid Maximum Minimum Mish PreluKernel Relu "
-    "RreluWithNoise Silu Softplus Softshrink Tanh Threshold Where".split()
+    "Celu DifferentiableGraph Elu Gelu Hardshrink Hardswish Hardtanh LeakyRelu LogSigmoid Maximum "
+    "Minimum Mish PreluKernel Relu RreluWithNoise Silu Softplus Softshrink Tanh Threshold Where".split()
 )
 
 
@@ -70,14 +70,14 @@ def _refuse_other_activations(logits: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        name = node.name().split("Backward")[0]
+        name = node.name().rpartition("::")[2].split("Backward")[0]
         low = getattr(node, "_saved_min", None) if name in ("Clamp", "ClampMin") else None
         at_zero = low is not None and bool((torch.as_tensor(low) == 0).any())
         unseen = isinstance(node, BackwardCFunction) and not isinstance(node, _Rectified._backward_cls)
         if name in _OTHER_STEPS or at_zero or unseen:
             raise ValueError(
-                f"this model has a step ({name}) that is, or may hide, an activation and is not a call of ReLU "
-                "or ReLU6: Guided Backprop and DeconvNet have no rule for it, and would silently give another map."
+                f"this model has a step ({name}) that may be an activation and is not a call of ReLU "
+                "or ReLU6: there is no rule for it, and the map would be silently wrong."
             )
         waiting += [above for above, _ in node.next_functions]
 

@@ -43,9 +43,7 @@ def _layer(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> n
     raise ValueError(f"layer {layer!r} is not part of this model; its layers: {known}.")
 
 
-def gradcam(
-    model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None
-) -> Tensor:
+def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM: activations of a layer weighted by their mean gradient, rectified, stretched to image size.
 
     Maps `(N, 1, H, W)` >= 0, bilinear. `layer` is a name or module of the model whose output is
@@ -63,7 +61,7 @@ def gradcam(
     def keep(module, inputs, output):
         if not isinstance(output, Tensor) or output.ndim != 4:
             raise ValueError(f"the output of layer {layer!r} is not (N, C, h, w): no map can be drawn from it.")
-        kept.append(output.detach().requires_grad_())
+        kept.append(output.detach().clone().requires_grad_())
         return kept[-1].clone()
 
     maps = []
@@ -77,9 +75,7 @@ def gradcam(
                     raise ValueError(f"layer {layer!r} does not run in this model.")
                 weights = _gradient(logits, kept[-1]).mean((2, 3), keepdim=True)
                 small = (weights * kept[-1].detach()).sum(1, keepdim=True).relu()
-                maps.append(
-                    F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)
-                )
+                maps.append(F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False))
     finally:
         hook.remove()
     return torch.cat(maps)

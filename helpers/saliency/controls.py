@@ -20,7 +20,7 @@ def canny(model: nn.Module, images: Tensor, targets: Tensor, *, sigma: float = 1
     return edges.canny(images, sigma=sigma)[:, None]
 
 
-def input(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # noqa: A001, the method's own name
+def input(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """The image itself, summed over its channels, `(N, 1, H, W)`."""
     check(images, targets)
     return images.detach().sum(1, keepdim=True)

@@ -17,7 +17,7 @@ def chunks(count: int, images: Tensor) -> Iterator[slice]:
 
 
 def check(images: Tensor, targets: Tensor) -> None:
-    """Raise unless `images` is a float `(N, C, H, W)` and `targets` an int64 `(N,)`, both finite and not empty."""
+    """Raise unless `images` is a finite float `(N, C, H, W)` and `targets` an int64 `(N,)`, not empty."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(
@@ -29,9 +29,7 @@ def check(images: Tensor, targets: Tensor) -> None:
     if not torch.isfinite(images).all():
         raise ValueError("images have NaN or infinite values.")
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        got = (
-            f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        )
+        got = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
@@ -39,7 +37,7 @@ def check(images: Tensor, targets: Tensor) -> None:
 
 @contextmanager
 def explaining(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen parameters and gradients switched on; all put back on the way out."""
+    """The model in eval mode, parameters frozen and gradients switched on; all put back on the way out."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in wanted:
@@ -49,6 +47,12 @@ def explaining(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, want in wanted:
             parameter.requires_grad_(want)
+
+
+def class_count(model: nn.Module, images: Tensor) -> int:
+    """The number of the model's classes."""
+    with explaining(model), torch.no_grad():
+        return model(images.clone()).shape[1]
 
 
 def chosen_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +69,8 @@ def chosen_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"the model must return logits of shape ({len(images)}, classes), got {got}.")
     if targets.max() >= logits.shape[1]:
         raise ValueError(f"target {targets.max().item()} is not one of the model's {logits.shape[1]} classes.")
-    return logits.gather(1, targets.to(logits.device)[:, None])[:, 0]
+    places = targets.to(logits.device, copy=True)  # a tensor of inference mode could not be kept for backward
+    return logits.gather(1, places[:, None])[:, 0]
 
 
 def gradient_of_logits(
@@ -79,11 +84,14 @@ def gradient_of_logits(
     To be called inside `explaining(model)`. `inspect` sees the logits with their graph before the backward
     pass. An input that the logit does not depend on has gradient zero.
     """
-    leaf = images.detach().clone().requires_grad_()
-    logits = chosen_logits(model, leaf.clone(), targets)  # the copy lets a model write into its input
+    tape = getattr(model, "_tape", None)  # see helpers.replay
+    replayed = tape is not None and tape.holds(images)
+    leaf = tape.leaf if replayed else images.detach().clone().requires_grad_()
+    # the copy lets a model write into its input
+    logits = chosen_logits(tape if replayed else model, leaf.clone(), targets)
     if inspect is not None:
         inspect(logits)
     if not logits.requires_grad:
         return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True, retain_graph=replayed)
     return torch.zeros_like(leaf) if gradient is None else gradient

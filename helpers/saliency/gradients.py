@@ -23,8 +23,9 @@ def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Input times gradient, pixel by pixel; Shrikumar et al. (2016). Signed maps `(N, C, H, W)`, in logits."""
-    return images.detach() * gradient(model, images, targets)
+    """Input times gradient, pixel by pixel; Shrikumar et al. (2016). Signed `(N, C, H, W)`, in logits."""
+    slopes = gradient(model, images, targets)
+    return images.detach() * slopes
 
 
 def _mean_over_samples(
@@ -35,14 +36,14 @@ def _mean_over_samples(
     sample: Callable[[int], Tensor],
     weigh: Callable[[Tensor, int, slice], Tensor] = lambda gradients, image, part: gradients,
 ) -> Tensor:
-    """Mean over the samples of (weighed) gradients at `sample(i)`, the `(samples, C, H, W)` inputs of image i.
+    """Mean over samples of (weighed) gradients at `sample(i)`, the `(samples, C, H, W)` inputs of image i.
 
     `weigh(gradients, image, part)` sees the gradients of the samples `part` of one image.
     """
     if samples < 1:
         raise ValueError(f"at least one sample or step is needed, got {samples}.")
-    maps = torch.zeros_like(images, dtype=torch.float64)
     with explaining(model):
+        maps = torch.zeros_like(images, dtype=torch.float64)
         for i in range(len(images)):
             inputs = sample(i)
             for part in chunks(samples, images):
@@ -101,7 +102,7 @@ def expected_gradients(
     check(images, targets)
     if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
         raise ValueError(
-            f"references must be images like the ones explained, (R, {', '.join(map(str, images.shape[1:]))}), "
+            f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
             f"got {tuple(references.shape)}."
         )
     images, draw = images.detach(), generator(seed)
@@ -160,7 +161,7 @@ def smoothgrad_squared(
     sigma: float = 0.15,
     seed: int = 0,
 ) -> Tensor:
-    """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). Maps `(N, C, H, W)` >= 0."""
+    """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
     check(images, targets)
     noisy = _noisy(images, samples, sigma, seed)
     return _mean_over_samples(model, images, targets, samples, noisy, lambda g, *_: g.double().square())
@@ -212,9 +213,7 @@ def smoothgrad_integrated_gradients(
         raise ValueError(f"at least one sample is needed, got {samples}.")
     start, noisy = _baseline(baseline, images), _noisy(images, samples, sigma, seed)
     maps = [
-        integrated_gradients(
-            model, noisy(i), targets[i].expand(samples), steps=steps, baseline=start[i]
-        ).mean(0)
+        integrated_gradients(model, noisy(i), targets[i].expand(samples), steps=steps, baseline=start[i]).mean(0)
         for i in range(len(images))
     ]
     return torch.stack(maps)

@@ -1,6 +1,6 @@
 """Write SHA256SUMS over all shipped assets, and check that every one of them is named in the README.
 
-    python scripts/assets/manifest.py
+python scripts/assets/manifest.py
 """
 
 from helpers.assets import FOLDER, MANIFEST, digest

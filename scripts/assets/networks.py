@@ -55,7 +55,7 @@ def store(weights: dict[str, torch.Tensor], row: dict) -> None:
     tensors |= {f"{row['seed']}.{key}": value for key, value in weights.items()}
     save_file(tensors, path)
     keys = ["network", "labels", "seed"]
-    old = [pd.read_csv(RECORDS)] if RECORDS.exists() else []
+    old = [pd.read_csv(RECORDS, dtype={"labels": str})] if RECORDS.exists() else []
     records = pd.concat([*old, pd.DataFrame([row])]).drop_duplicates(keys, keep="last")
     records.sort_values(keys).to_csv(RECORDS, index=False)
 
@@ -70,9 +70,7 @@ if __name__ == "__main__":
         (name, labels, seed)
         for name, spec in models.SHIPPED.items()
         for labels, seed in product(["true", "random"], range(spec.seeds))
-        if options.network in (None, name)
-        and options.labels in (None, labels)
-        and options.seed in (None, seed)
+        if options.network in (None, name) and options.labels in (None, labels) and options.seed in (None, seed)
     ]
     with ProcessPoolExecutor(2) as pool:
         for weights, row in pool.map(one, *zip(*jobs, strict=True)):

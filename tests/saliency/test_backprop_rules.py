@@ -1,4 +1,4 @@
-"""Guided Backprop and DeconvNet: captum where it is right, networks rewritten for it where it is not, and by hand."""
+"""Guided Backprop and DeconvNet against captum, on networks rewritten for it where need be, and by hand."""
 
 import captum.attr
 import pytest
@@ -90,7 +90,7 @@ def test_relu_as_a_function_and_relu6_get_the_rule_too(rule, functional):
 
 @rule
 def test_captum_misses_them_without_a_word(rule, functional):
-    """What this package exists to find: plain gradients under another name (in densenet121, one ReLU missed)."""
+    """It returns the plain gradient under another name; in densenet121 only the last ReLU is a function."""
     name, model, x, y = functional
     theirs = captums(rule, model, x, y)
     if name == "densenet121":
@@ -201,7 +201,7 @@ def test_every_way_to_write_a_relu_gives_the_map_worked_out_by_hand(rule, way, c
 
 @rule
 def test_the_forward_pass_is_unchanged(rule):
-    """The logits under the rule are the model's own: with one class chosen, IG-like sums would lie otherwise."""
+    """The logits under the rule are the model's own."""
     seen = []
     model = Written(F.relu6, 6.0)
     model.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
@@ -306,8 +306,20 @@ def test_an_activation_without_a_rule_raises(rule, name):
         rule(Written(OTHERS[name]), images(), targets())
 
 
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(400, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        x = torch.relu(x * 2 + x.sigmoid() - 0.3) * x
+        return self.fc(x.flatten(1))
+
+
 @rule
-@pytest.mark.parametrize("compiled",
+@pytest.mark.parametrize(
+    "compiled",
     [
         torch.jit.script,
         lambda model: torch.jit.trace(model.eval(), images(1)),
@@ -318,8 +330,7 @@ def test_an_activation_without_a_rule_raises(rule, name):
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_compiled_model_raises_however_often_it_ran(rule, compiled):
     """After a few runs TorchScript fuses its graph, and no ReLU is seen in it."""
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES))
-    model, x = compiled(plain), images()
+    model, x = compiled(Gated()), images()
     for _ in range(4):
         with pytest.raises(ValueError, match="is not a call of ReLU or ReLU6"):
             rule(model, x, targets())

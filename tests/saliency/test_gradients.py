@@ -97,7 +97,8 @@ def test_integrated_gradients_are_captums(x, y, baseline):
 def test_fifty_steps_from_zero_are_the_default(x, y):
     model = cnn()
     torch.testing.assert_close(
-        integrated_gradients(model, x, y), integrated_gradients(model, x, y, steps=50, baseline=torch.zeros(()))
+        integrated_gradients(model, x, y),
+        integrated_gradients(model, x, y, steps=50, baseline=torch.zeros(())),
     )
 
 
@@ -112,14 +113,12 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_logits(y, baseline
 def test_on_a_piecewise_linear_network_they_nearly_add_up(x, y):
     model = cnn()
     found = integrated_gradients(model, x, y, steps=400).sum((1, 2, 3))
-    torch.testing.assert_close(
-        found, logit(model, x, y) - logit(model, torch.zeros_like(x), y), atol=0.01, rtol=0
-    )
+    torch.testing.assert_close(found, logit(model, x, y) - logit(model, torch.zeros_like(x), y), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
 def test_integrated_gradients_of_a_polynomial_are_exact(steps):
-    """f = sum of x^3 along the path from b: (x^4 - b^4)/4 ... per pixel x^3 - b^3, exact from two nodes on."""
+    """f = sum of x^3: each pixel has x^3 - b^3, exact from two nodes on."""
 
     class Cubes(nn.Module):
         def forward(self, x):
@@ -154,9 +153,7 @@ def test_on_a_linear_model_all_reduce_to_the_weights(x, y):
 @pytest.mark.parametrize("sigma", [0.15, 0.6])
 def test_smoothgrad_squared_is_vargrad_plus_the_square_of_smoothgrad(x, y, samples, sigma):
     options = {"samples": samples, "sigma": sigma, "seed": 2}
-    mean, square, variance = (
-        method(cnn(), x, y, **options) for method in (smoothgrad, smoothgrad_squared, vargrad)
-    )
+    mean, square, variance = (method(cnn(), x, y, **options) for method in (smoothgrad, smoothgrad_squared, vargrad))
     torch.testing.assert_close(square, variance + mean * mean, atol=1e-7, rtol=1e-5)
     assert (square >= 0).all() and (variance >= 0).all()
     assert variance.max() > 1e-4 or samples == 1
@@ -237,9 +234,7 @@ def test_expected_gradients_on_a_linear_model_use_all_references(x, y):
     w = model[1].weight.detach()[y].view_as(x)
     found = expected_gradients(model, x, y, references=references, samples=5000)
     torch.testing.assert_close(found, w * (x - references.mean(0)), atol=0.01, rtol=0.1)
-    a, b, c = (
-        expected_gradients(model, x, y, references=references, samples=3, seed=seed) for seed in (0, 0, 1)
-    )
+    a, b, c = (expected_gradients(model, x, y, references=references, samples=3, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.allclose(a, c)
 
 
@@ -271,7 +266,11 @@ def test_the_size_of_a_pass_does_not_matter(method, per_pass, x, y, monkeypatch)
         (integrated_gradients, {"baseline": float("nan")}, "baseline has NaN or infinite values"),
         (smoothgrad_integrated_gradients, {"baseline": float("inf")}, "baseline has NaN or infinite values"),
         (expected_gradients, {"references": torch.zeros(SHAPE)}, "references must be images"),
-        (expected_gradients, {"references": torch.zeros(2, 3, 5, 5)}, r"\(R, 3, 12, 12\), got \(2, 3, 5, 5\)"),
+        (
+            expected_gradients,
+            {"references": torch.zeros(2, 3, 5, 5)},
+            r"\(R, 3, 12, 12\), got \(2, 3, 5, 5\)",
+        ),
         (expected_gradients, {"references": torch.zeros(0, *SHAPE)}, "references must be images"),
         (expected_gradients, {"references": torch.full((1, *SHAPE), torch.nan)}, "references have NaN"),
         (expected_gradients, {"references": torch.zeros(1, *SHAPE), "samples": 0}, "at least one sample"),

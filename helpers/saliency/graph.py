@@ -1,0 +1,60 @@
+"""What a model did, read off the backward graph under its logits."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+# Names of backward nodes, without "Backward0": those that only move or copy values, those that add them up,
+# and those that are linear as long as all factors but one are constants.
+MOVES = frozenset(
+    "AccumulateGrad Alias AsStrided Cat Clone ConstantPadNd Copy Expand Flip Gather Index "
+    "IndexSelect Permute PixelShuffle ReflectionPad2D Repeat ReplicationPad2D ReshapeAlias Roll Select Slice "
+    "Split SplitWithSizes Squeeze Stack T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze "
+    "UpsampleNearest2D View".split()
+)
+SUMS = frozenset("AdaptiveAvgPool2D Add AvgPool2D Mean Neg Sub Sum UpsampleBilinear2D".split())
+PRODUCTS = frozenset(
+    "Addmm Baddbmm Bmm Convolution CudnnBatchNorm CudnnConvolution Div Linear MiopenBatchNorm Mm Mul Mv "
+    "MiopenConvolution MkldnnConvolution NativeBatchNorm SlowConv2D".split()
+)
+
+
+def refuse_unknown_steps(
+    logits: Tensor,
+    method: str,
+    known: Collection[str],
+    linear: Collection[str] = (),
+    jumps: Mapping | None = None,
+) -> None:
+    """Raise unless each node under `logits` is `known`, or `linear` with one input that is not a constant.
+
+    `jumps` leads from the last node of a layer to the first node below it; what lies between is known.
+    """
+    waiting, seen = [logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if jumps and node in jumps:
+            waiting.append(jumps[node])
+            continue
+        name = node.name().removeprefix("torch::autograd::").split("Backward")[0]
+        below = [lower for lower, _ in node.next_functions]
+        one_signal = sum(lower is not None for lower in below) == 1 and not (name == "Div" and below[0] is None)
+        of_batch = getattr(node, "_saved_training", False)  # a norm by the statistics of the batch
+        if name not in known and not (name in linear and one_signal and not of_batch):
+            raise ValueError(
+                f"{method} has no rule for a step of this model ({name}) and would give a wrong map: explain "
+                "it by its gradient, or use a network of convolutions, linear layers, ReLU and pooling."
+            )
+        waiting += below
+
+
+def pulled_back(outputs: Tensor, leaf: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of `(outputs * weights).sum()` at `leaf`; zero where the outputs do not depend on it."""
+    if not outputs.requires_grad:
+        return torch.zeros_like(leaf)
+    (found,) = torch.autograd.grad(outputs, leaf, grad_outputs=weights, allow_unused=True)
+    return torch.zeros_like(leaf) if found is None else found

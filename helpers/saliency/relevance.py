@@ -1,0 +1,175 @@
+"""Layer-wise relevance propagation (LRP): zennit's rules, put on every step of a copy of the model.
+
+Each layer with parameters is given a rule, and so is each call without any that is not a mere move of values.
+A model with any other step is refused.
+"""
+
+import copy
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+from zennit.core import Composite, Hook
+from zennit.layer import Sum
+from zennit.rules import Norm, Pass
+
+from helpers.saliency.core import check, chosen_logits, chunks, explaining
+from helpers.saliency.graph import MOVES, pulled_back, refuse_unknown_steps
+
+POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def _private_copy(model: nn.Module) -> nn.Module:
+    """A copy with tensor objects of its own on the caller's memory: they may be replaced, not written to."""
+    own = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
+    own |= {id(tensor): tensor.detach() for tensor in model.buffers()}
+    try:
+        return copy.deepcopy(model, own)
+    except Exception as error:
+        raise ValueError(f"LRP works on a copy of the model, and this model cannot be copied: {error}") from error
+
+
+def _merge_norms(model: nn.Module, example: Tensor) -> list[nn.Module]:
+    """Merge, in place, each batch-norm into the layer whose output it reads; returns the layers as they run.
+
+    Which layer that is, a pass of `example` shows. A norm that reads anything else stays.
+    """
+    ran, outputs, norms, handles = [], {}, [], []
+
+    def after_layer(layer, _, output):
+        ran.append(layer)
+        outputs[id(output)] = layer, output, output._version
+
+    def before_norm(norm, args):
+        layer, output, version = outputs.get(id(args[0]), (None, None, None))
+        norms.append((norm, layer if output is args[0] and version == output._version else None))
+
+    for module in model.modules():
+        if type(module) in _LAYERS and "forward" not in vars(module):
+            handles.append(module.register_forward_hook(after_layer))
+        elif type(module) in _NORMS and module.running_mean is not None:
+            handles.append(module.register_forward_pre_hook(before_norm))
+    plain = model(example.clone())
+    for handle in handles:
+        handle.remove()
+    for layer in ran:
+        if ran.count(layer) > 1:
+            raise ValueError(f"LRP needs layers that run once; this model runs {layer} {ran.count(layer)} times.")
+    for norm, layer in norms:
+        if layer is not None and sum(norm is a or layer is b for a, b in norms) == 1:
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics)
+            norm.forward = nn.Identity().forward
+    merged = model(example.clone()) if norms else plain
+    if isinstance(plain, Tensor) and (merged - plain).abs().max() > 1e-3 * plain.abs().max():
+        raise ValueError("LRP merges batch-norms into the layers before them; this model's output changes by it.")
+    return ran
+
+
+class _Call(nn.Module):
+    """A call as a module, which is what zennit's rules are attached to."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.call, self.in_place = call, False
+
+    def forward(self, values: Tensor) -> Tensor:
+        result = self.call(values)
+        self.in_place = result is values
+        return result
+
+
+class _CallRules(TorchFunctionMode):
+    """Gives a rule to the calls that have no parameters, from modules or functions.
+
+    Relevance passes ReLUs, and operations with a constant if named in `constants`, unit by unit; `norm`
+    shares it out in sums and means.
+    """
+
+    PASS = frozenset("relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_".split())
+    MEANS = frozenset("adaptive_avg_pool2d avg_pool2d mean sum".split())
+    ADD = frozenset(("add", "add_"))
+
+    def __init__(self, norm: Norm, constants: Collection[str]):
+        super().__init__()
+        self.norm, self.constants = norm, constants
+        self.kept: list[nn.Module] = []
+        self.jumps: dict = {}
+
+    def follow(self, module: nn.Module) -> None:
+        """Note in `jumps` where the backward graph of a module that has a rule begins and ends."""
+        below = []
+
+        def after(module, args, output):
+            self.jumps[output.grad_fn] = below.pop()
+
+        module.register_forward_pre_hook(lambda module, args: below.append(args[0].grad_fn))
+        module.register_forward_hook(after, prepend=True)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
+        signals = [isinstance(value, Tensor) and value.requires_grad for value in args]
+        if name in self.PASS | self.MEANS and signals[0]:
+            return self._ruled(Pass() if name in self.PASS else self.norm, func, args, kwargs)
+        if kwargs or len(args) != 2:
+            return func(*args, **kwargs)
+        if name in self.ADD and all(signals):
+            total = self._ruled(self.norm, Sum(), (torch.stack(torch.broadcast_tensors(*args), -1),), {})
+            return args[0].copy_(total) if name == "add_" else total
+        if name in self.constants & {"add", "mul"} and signals == [False, True]:
+            args, signals = args[::-1], [True, False]
+        if name in self.constants and signals == [True, False] and _fits(args[1], args[0]):
+            return self._ruled(Pass(), func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _ruled(self, rule: Hook, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        module = _Call(lambda values: func(values, *args[1:], **kwargs))
+        rule.copy().register(module)
+        self.follow(module)
+        self.kept.append(module)  # and with it the rule, to which zennit refers weakly
+        result = module(args[0])
+        return args[0].copy_(result) if module.in_place else result
+
+
+def _fits(constant: float | Tensor, values: Tensor) -> bool:
+    return torch.broadcast_shapes(torch.as_tensor(constant).shape, values.shape) == values.shape
+
+
+def propagate(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    rule: Callable[[nn.Module, bool], Hook],
+    *,
+    stabilizer: float = 1e-6,
+    with_biases: bool = False,
+) -> Tensor:
+    """Relevance of the target logit, `(N, C, H, W)`, under `rule(layer, whether it runs first)`."""
+    check(images, targets)
+    images, maps = images.detach(), []
+    # A constant that is added is a bias: all relevance passes it only where biases are left out.
+    constants = {"mul", "mul_", "div", "div_"} | (set() if with_biases else {"add", "add_", "sub", "sub_"})
+    calls = _CallRules(Norm(stabilizer), constants)
+    with explaining(model):
+        copied = _private_copy(model)
+        layers = _merge_norms(copied, images[:1])
+        rules = {layer: rule(layer, layer is layers[0]) for layer in layers}
+        Composite(lambda context, name, module: rules.get(module)).register(copied)
+        for layer in layers:
+            calls.follow(layer)
+        for part in chunks(len(images), images):
+            calls.kept.clear(), calls.jumps.clear()
+            leaf = images[part].clone().requires_grad_()
+            with calls:
+                logits = chosen_logits(copied, leaf.clone(), targets[part])
+            refuse_unknown_steps(logits, "LRP", MOVES | POOLS | {"Identity"}, jumps=calls.jumps)
+            maps.append(pulled_back(logits, leaf, logits.detach()))
+    if not all(torch.isfinite(found).all() for found in maps):
+        raise ValueError("the relevance overflows: denominators of this model are too small; take a larger epsilon.")
+    return torch.cat(maps)

@@ -1,0 +1,66 @@
+"""Figures are returned, complete, and shown by nobody but the caller."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from helpers import data, models, plots, sanity
+
+
+@pytest.fixture(scope="module")
+def frame():
+    images = data.load("clothes").images[:4]
+    return sanity.parameter_randomization(
+        models.cnn(),
+        images,
+        torch.zeros(4, dtype=torch.int64),
+        methods=["gradient", "smoothgrad"],
+        metrics=["spearman"],
+        seeds=range(2),
+        twins=[models.cnn(seed=1)],
+        show_progress=False,
+    )
+
+
+def test_nothing_is_left_open_or_shown(frame):
+    before = plt.get_fignums()
+    figures = [
+        plots.maps({"a": torch.randn(2, 8, 8)}, ["x", "y"], signed=True),
+        plots.gallery({"a": torch.rand(8, 8)}, signed=False, image=torch.rand(3, 8, 8)),
+        plots.curves(frame, "spearman"),
+    ]
+    assert all(isinstance(figure, Figure) for figure in figures) and plt.get_fignums() == before
+
+
+def test_a_signed_map_is_centred_on_white_and_an_unsigned_one_starts_at_zero():
+    values = torch.tensor([[[-1.0, 0.0], [2.0, 4.0]]])
+    signed = plots.maps({"a": values}, ["x"], signed=True, clip=1.0).axes[0].images[0]
+    unsigned = plots.maps({"a": values.abs()}, ["x"], signed=False, clip=1.0).axes[0].images[0]
+    assert signed.get_clim() == (-4, 4) and unsigned.get_clim() == (0, 4)
+    assert np.allclose(signed.cmap(0.5)[:3], 0.97, atol=0.03)
+
+
+def test_a_row_can_share_its_scale():
+    rows = {"a": torch.stack([torch.full((4, 4), 1.0), torch.full((4, 4), 5.0)])}
+    limits = [axis.images[0].get_clim() for axis in plots.maps(rows, ["x", "y"], signed=True, scale="row").axes]
+    assert limits == [(-5, 5), (-5, 5)]
+
+
+def test_a_map_of_zeros_is_drawn():
+    plots.maps({"a": torch.zeros(1, 4, 4)}, ["x"], signed=True).canvas.draw()
+
+
+def test_the_curve_is_the_mean_over_images_and_seeds_with_all_its_lines(frame):
+    figure = plots.curves(frame, "spearman")
+    panel = figure.axes[0]
+    assert panel.get_title() == "gradient"
+    curve = next(line for line in panel.lines if line.get_marker() == "o")
+    rows = frame[(frame.method == "gradient") & (frame.stage >= 0)]
+    np.testing.assert_allclose(curve.get_ydata(), rows.groupby("stage").similarity.mean())
+    drawn = {round(line.get_ydata()[0], 6) for line in panel.lines if line is not curve}
+    means = frame[(frame.method == "gradient") & (frame.stage < 0)].groupby("scheme").similarity.mean()
+    assert drawn == set(means.round(6)) and set(means.index) == {"noise", "other_image", "twin"}
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(labels) == 5  # the curve, two floors, two ceilings (SmoothGrad's own among them)
