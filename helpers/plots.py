@@ -47,8 +47,9 @@ def maps(
     """
     extra = 0 if images is None else 1
     wide = len(columns) + extra
-    side = min(1.6, 6.2 / wide)
-    labels = 0.085 * max(map(len, rows))  # inches that the row labels take
+    side = min(1.6, 5.0 / wide)
+    names = [label.replace("_", " ").replace(" ", "\n") for label in rows]
+    labels = 0.09 * max(len(line) for name in names for line in name.split("\n"))  # inches
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(rows),
@@ -60,7 +61,7 @@ def maps(
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        for r, (label, row) in enumerate(rows.items()):
+        for r, (label, row) in enumerate(zip(names, rows.values())):
             axes[r, 0].set_ylabel(label, rotation=0, ha="right", va="center")
             if extra:
                 axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from helpers import models, randomization, saliency, sanity, similarity
+from helpers import data, models, randomization, saliency, sanity, similarity
 from helpers.device import evaluating, local_seed
 from helpers.saliency import METHODS
 
@@ -812,4 +812,37 @@ def test_a_metric_that_refuses_the_maps_is_heard(x, y):
             methods=["gradient"],
             metrics={"wide": partial(similarity.ssim, win_size=31)},
             seeds=[0],
+        )
+
+
+# ---------------------------------------------------------------- data randomisation
+
+
+def small_networks(seed):
+    return [models.mlp(seed=10 * seed + k).eval() for k in range(3)]
+
+
+def test_data_randomization_pairs_networks_as_it_says():
+    x, y = data.load("digits").images[:5], data.load("digits").labels[:5]
+    true, permuted = small_networks(1), small_networks(2)
+    frame = sanity.data_randomization(
+        true, permuted, x, y, methods=["gradient"], metrics=["spearman"], show_progress=False
+    )
+    maps = [[METHODS["gradient"](m, x, y).sum(1) for m in group] for group in (true, permuted)]
+    for k in range(3):
+        after = (k + 1) % 3
+        pairs = {"random_labels": (1, k), "random_labels_crossed": (1, after), "second_seed": (0, after)}
+        for scheme, (group, other) in pairs.items():
+            found = frame[(frame.scheme == scheme) & (frame.seed == k)].similarity
+            expected = similarity.spearman(maps[0][k], maps[group][other])
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == sanity.COLUMNS
+
+
+@pytest.mark.parametrize(("true", "permuted"), [(1, 1), (3, 2), (0, 0)])
+def test_data_randomization_needs_pairs(true, permuted):
+    x, y = torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="in pairs"):
+        sanity.data_randomization(
+            small_networks(0)[:true], small_networks(1)[:permuted], x, y, methods=["gradient"], metrics=["ssim"]
         )

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.device import generator
-from helpers.saliency.core import check, chunks, explaining, gradient_of_logits
+from helpers.device import batches, generator
+from helpers.saliency.core import VALUES_A_PASS, check, chunks, explaining, gradient_of_logits
 
 
 def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -28,29 +28,34 @@ def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     return images.detach() * slopes
 
 
-def _mean_over_samples(
+def _average(gradients: Tensor, image: int) -> Tensor:
+    return gradients.mean(0)
+
+
+def _over_samples(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
     samples: int,
     sample: Callable[[int], Tensor],
-    weigh: Callable[[Tensor, int, slice], Tensor] = lambda gradients, image, part: gradients,
+    reduce: Callable[[Tensor, int], Tensor] = _average,
 ) -> Tensor:
-    """Mean over samples of (weighed) gradients at `sample(i)`, the `(samples, C, H, W)` inputs of image i.
+    """`reduce(gradients, i)` of the gradients at `sample(i)`, the `(samples, C, H, W)` inputs of image i, in float64.
 
-    `weigh(gradients, image, part)` sees the gradients of the samples `part` of one image.
+    Several small images share a pass; the samples of a large one take several.
     """
     if samples < 1:
         raise ValueError(f"at least one sample or step is needed, got {samples}.")
+    maps = []
     with explaining(model):
-        maps = torch.zeros_like(images, dtype=torch.float64)
-        for i in range(len(images)):
-            inputs = sample(i)
-            for part in chunks(samples, images):
-                same = targets[i].expand(part.stop - part.start)
-                gradients = gradient_of_logits(model, inputs[part], same)
-                maps[i] += weigh(gradients, i, part).sum(0, dtype=torch.float64)
-    return (maps / samples).to(images.dtype)
+        for group in batches(len(images), max(1, VALUES_A_PASS // (samples * images[0].numel()))):
+            members = range(group.start, group.stop)
+            inputs = torch.cat([sample(i) for i in members])
+            classes = targets[group].repeat_interleave(samples)
+            gradients = [gradient_of_logits(model, inputs[part], classes[part]) for part in chunks(len(inputs), images)]
+            for i, own in zip(members, torch.cat(gradients).split(samples)):
+                maps.append(reduce(own.double(), i).to(images.dtype))
+    return torch.stack(maps)
 
 
 def _baseline(baseline: float | Tensor, images: Tensor) -> Tensor:
@@ -80,13 +85,13 @@ def integrated_gradients(
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     at = torch.as_tensor((nodes + 1) / 2, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
     share = torch.as_tensor(weights / 2 * steps, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
-    mean = _mean_over_samples(
+    mean = _over_samples(
         model,
         images,
         targets,
         steps,
         lambda i: start[i] + at * (images[i] - start[i]),
-        lambda gradients, _, part: gradients * share[part],
+        lambda gradients, _: (gradients * share).mean(0),
     )
     return (images - start) * mean
 
@@ -111,13 +116,13 @@ def expected_gradients(
         raise ValueError("the references have NaN or infinite values.")
     chosen = torch.randint(len(references), (len(images), samples), generator=draw).to(images.device)
     at = torch.rand(len(images), samples, 1, 1, 1, generator=draw).to(images)
-    return _mean_over_samples(
+    return _over_samples(
         model,
         images,
         targets,
         samples,
         lambda i: torch.lerp(references[chosen[i]], images[i].expand(samples, -1, -1, -1), at[i]),
-        lambda gradients, i, part: gradients * (images[i] - references[chosen[i, part]]),
+        lambda gradients, i: (gradients * (images[i] - references[chosen[i]])).mean(0),
     )
 
 
@@ -149,7 +154,7 @@ def smoothgrad(
     `sigma` is the noise's standard deviation as a share of max - min of each image. Signed `(N, C, H, W)`.
     """
     check(images, targets)
-    return _mean_over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))
+    return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))
 
 
 def smoothgrad_squared(
@@ -164,7 +169,7 @@ def smoothgrad_squared(
     """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
     check(images, targets)
     noisy = _noisy(images, samples, sigma, seed)
-    return _mean_over_samples(model, images, targets, samples, noisy, lambda g, *_: g.double().square())
+    return _over_samples(model, images, targets, samples, noisy, lambda gradients, _: gradients.square().mean(0))
 
 
 def vargrad(
@@ -180,17 +185,9 @@ def vargrad(
 
     Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
     """
-    options = {"samples": samples, "sigma": sigma, "seed": seed}
-    mean = smoothgrad(model, images, targets, **options)
     check(images, targets)
-    return _mean_over_samples(
-        model,
-        images,
-        targets,
-        samples,
-        _noisy(images, samples, sigma, seed),
-        lambda gradients, i, _: (gradients.double() - mean[i]).square(),
-    )
+    noisy = _noisy(images, samples, sigma, seed)
+    return _over_samples(model, images, targets, samples, noisy, lambda g, _: g.var(0, correction=0))
 
 
 def smoothgrad_integrated_gradients(

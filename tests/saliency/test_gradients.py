@@ -199,7 +199,7 @@ def test_smoothgrad_of_integrated_gradients_is_the_mean_over_noisy_images(x, y):
     options = {"samples": 4, "sigma": 0.3, "seed": 6}
     smoothgrad(recorder, x, torch.zeros(3, dtype=torch.int64), **options)  # shows the same noise
     found = smoothgrad_integrated_gradients(model, x, y, steps=5, **options)
-    for i, noisy in enumerate(recorder.seen):
+    for i, noisy in enumerate(torch.cat(recorder.seen).split(4)):
         parts = integrated_gradients(model, noisy, y[i].expand(4), steps=5)
         torch.testing.assert_close(found[i], parts.mean(0))
 
