@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -17,6 +18,21 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
             yield from units(child)
         else:
             yield child
+
+
+@dataclass
+class Call:
+    """What a piece returned, and which later call last wrote into it (its own, if none did)."""
+
+    piece: int
+    output: object
+    version: int
+    written_by: int
+
+    def rewritten(self) -> bool:
+        """Whether somebody wrote into the output since this was last asked."""
+        before, self.version = self.version, getattr(self.output, "_version", 0)
+        return self.version != before
 
 
 class Tape:
@@ -35,7 +51,7 @@ class Tape:
         self.leaf = images.detach().clone().requires_grad_()
         self.tensors = [*model.parameters(), *model.buffers()]
         self.first_use: dict[int, int] = {}
-        self.calls: list[tuple[int, object, int]] = []
+        self.calls: list[Call] = []
         self.recorded = self.inside = False
         self.safe = True
         self.cut = self.position = 0
@@ -49,8 +65,10 @@ class Tape:
         self.model = model
         uses = [self.first_use[tensor] for tensor in changed if tensor in self.first_use]
         self.cut = min(uses, default=len(self.calls)) if self.safe else 0
-        if self.falling:
-            self.calls[self.cut :] = [(unit, None, 0) for unit, *_ in self.calls[self.cut :]]
+        while late := [place for place, call in enumerate(self.calls[: self.cut]) if call.written_by >= self.cut]:
+            self.cut = late[0]
+        for call in self.calls[self.cut :] if self.falling else []:
+            call.output = None
         pieces = list(dict.fromkeys(units(model)))
         own = [piece.__dict__.get("forward") for piece in pieces]
         for number, piece in enumerate(pieces):
@@ -76,9 +94,9 @@ class Tape:
         noting = nullcontext() if self.recorded else Uses(self.tensors, self._note)
         with noting:
             output = self.model(images.clone())
+        rewritten = any(call.rewritten() for call in self.calls[: self.cut if self.recorded else None])
         self.recorded = True
-        unchanged = all(getattr(out, "_version", 0) == version for _, out, version in self.calls[: self.cut])
-        if self.safe and unchanged:
+        if self.safe and not rewritten:
             return output
         self.safe, self.cut, self.calls = False, 0, []
         return self.model(images)
@@ -91,15 +109,19 @@ class Tape:
             place, self.position = self.position, self.position + 1
             self.safe = self.safe and not self.inside
             if place < self.cut:
-                recorded, output, _ = self.calls[place]
-                self.safe = self.safe and recorded == number
-                last = place == self.cut - 1 and isinstance(output, Tensor)
-                return output.clone() if last else output  # what comes next may write into its input
+                call = self.calls[place]
+                self.safe = self.safe and call.piece == number
+                last = place == self.cut - 1 and isinstance(call.output, Tensor)
+                return call.output.clone() if last else call.output  # what comes next may write into its input
+            if self.recorded:
+                return run(*args, **kwargs)
+            self.safe = self.safe and not any(call.rewritten() for call in self.calls)
             self.inside = True
             output = run(*args, **kwargs)
             self.inside = False
-            if not self.recorded:
-                self.calls.append((number, output, getattr(output, "_version", 0)))
+            for call in self.calls:
+                call.written_by = place if call.rewritten() else call.written_by
+            self.calls.append(Call(number, output, getattr(output, "_version", 0), place))
             return output
 
         return forward

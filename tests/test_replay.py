@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
 from helpers import models, randomization, saliency
+from helpers.device import local_seed
 from helpers.replay import Tape
 
 
@@ -21,6 +23,25 @@ class Writing(nn.Module):
         above = self.second(below)
         below.mul_(2)
         return self.third(above + below)
+
+
+class InPlace(nn.Module):
+    """A block with weights that writes into its input."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x.mul_(3)) + x
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(4, 4), self.Block(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(F.relu(self.block(self.first(x.flatten(1)))))
 
 
 class Nested(nn.Module):
@@ -87,7 +108,23 @@ def test_what_lies_below_a_change_runs_once():
     assert runs["conv1"] == runs["trained"]
 
 
-@pytest.mark.parametrize("network", [Writing, Nested])
+@pytest.mark.parametrize("scheme", ["cascading", "independent"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_networks_that_write_in_place_are_replayed(name, scheme):
+    with local_seed(0):
+        model = torchvision.models.get_model(name, weights=None).eval()
+    images, targets = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 5])
+    draws = randomization.Redraws(model, scheme=scheme, seed=0)
+    for _, taped, plain in taped_and_plain(draws, images, targets, saliency.guided_backprop):
+        torch.testing.assert_close(taped, plain)
+    tape, step = Tape(draws.private, images), next(draws.shared_copies())
+    for copy, changed in ((draws.private, ()), (step.model, step.changed)):
+        with tape.playing(copy, changed):
+            saliency.gradient(copy, images, targets)
+    assert tape.safe and tape.cut > 5
+
+
+@pytest.mark.parametrize("network", [Writing, Nested, InPlace])
 def test_passes_that_cannot_be_replayed_run_from_the_start(network):
     torch.manual_seed(0)
     images, targets = torch.rand(2, 1, 2, 2), torch.tensor([0, 2])
