@@ -163,15 +163,7 @@ def measure(case: str, rounds: int, with_quantus: bool) -> list[list]:
 
 
 def install_quantus() -> None:
-    needed = [
-        "quantus==0.6.0",
-        "opencv-python-headless",
-        "scikit-learn",
-        "joblib",
-        "threadpoolctl",
-        "narwhals",
-    ]
-    needed += ["cloudpickle"]
+    needed = "quantus==0.6.0 opencv-python-headless scikit-learn joblib threadpoolctl narwhals cloudpickle".split()
     if not QUANTUS.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(QUANTUS)]
         subprocess.run([*command, *needed], check=True)
@@ -188,8 +180,9 @@ if __name__ == "__main__":
         install_quantus()
     header = ["Case", "Ratio of times", "Median", "Range", "Seconds (ours)"]
     table = [row for case in options.cases for row in measure(case, options.rounds, not options.without_quantus)]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    table.append([machine, f"{options.rounds} rounds in one run", "", "", ""])
     for row in [header, *table]:
         print("  ".join(f"{cell:<44}" if place == 1 else f"{cell:<14}" for place, cell in enumerate(row)))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds")
     with open(ROOT / "book" / "speed.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *table])

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from helpers.device import evaluating, generator, local_seed
 
 STATISTICS = nn.modules.batchnorm._NormBase  # batch and instance norms, which may keep running statistics
-NORMS = (STATISTICS, nn.LayerNorm, nn.GroupNorm)
+NORMS = (STATISTICS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 CHOICES = {
     "init": ("reset", "truncated_normal", "uniform", "permute"),
     "bias": ("init", "zero", "keep"),
@@ -435,7 +435,8 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     stages, example : see `plan`.
     init : `"reset"` (each layer's own initialiser), `"truncated_normal"` (cut at two standard deviations),
         `"uniform"` (of the same standard deviation) or `"permute"` (the trained weights shuffled).
-    std : standard deviation of the two distributions; `"trained"` takes that of each trained tensor.
+    std : standard deviation of the two distributions, before the cut (which leaves .88 of it); `"trained"` takes
+        that of each trained tensor.
     bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
     affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values

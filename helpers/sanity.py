@@ -26,7 +26,6 @@ from helpers.saliency.core import check, chunks
 from helpers.training import predict
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
-CHANNELS_LAST_FROM = 3 * 64 * 64  # values an image; smaller ones gain nothing
 
 Function = Callable[..., Tensor]
 
@@ -73,7 +72,7 @@ class Rows:
 
     def __init__(self, metrics: dict[str, Function]):
         self.metrics = metrics
-        self.values: list[np.ndarray] = []
+        self.values: list[Tensor] = []  # left on their device until the end, so that no stage waits for another
         self.where: list[tuple] = []
 
     def against(self, reference: Tensor) -> dict[str, Function]:
@@ -82,7 +81,7 @@ class Rows:
 
     def add(self, scheme: str, seed: int, stage: int, layer: str, method: str, metrics, maps: Tensor) -> None:
         for label, metric in metrics.items():
-            self.values.append(metric(maps).double().cpu().numpy())
+            self.values.append(metric(maps).detach())
             self.where.append((scheme, seed, stage, layer, method, label))
 
     def frame(self) -> pd.DataFrame:
@@ -90,16 +89,17 @@ class Rows:
         columns = zip(*self.where)
         frame = {name: np.repeat(np.array(cells), sizes) for name, cells in zip(COLUMNS, columns)}
         frame["image"] = np.concatenate([np.arange(size) for size in sizes])
-        frame["similarity"] = np.concatenate(self.values)
+        frame["similarity"] = torch.cat([values.cpu().double() for values in self.values]).numpy()
         return pd.DataFrame(frame)[COLUMNS]
 
 
+@torch.inference_mode(False)
 def _lay_out(model: nn.Module, images: Tensor) -> Tensor:
-    """Store a private model's weights and the images with channels last, where that is faster and works.
+    """Store a private model's weights and the images with channels last, faster on the CPU, where that works.
 
     Models that `.view()` their activations need the usual layout and keep it.
     """
-    if images.is_cuda or images[0].numel() < CHANNELS_LAST_FROM:
+    if images.is_cuda:
         return images
     moved = images.contiguous(memory_format=torch.channels_last)
     model.to(memory_format=torch.channels_last)
@@ -163,7 +163,6 @@ def parameter_randomization(
     if not seeds:
         raise ValueError("at least one seed is needed.")
     check(images, targets)
-    options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
     for number, twin in enumerate(twins):
         for label, method in methods.items():
             own = heat_of(method, model, images, targets, 2 * number)

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.device import batches
+
+PIXELS_A_PART = 8 * 224 * 224  # 8 photographs' maps or 512 digits': what is compared at once, to bound the memory
+
 
 def _checked(*maps: Tensor) -> list[Tensor]:
     """The maps in float32, or in float64 where they are, after the checks that all metrics share."""
@@ -51,11 +55,12 @@ class _Sides(NamedTuple):
     def against(self, a: Tensor) -> Callable[[Tensor], Tensor]:
         """The metric with its first map fixed and described once."""
         (own,) = _checked(a)
-        described, constant = self.describe(own), _constant(own)
+        parts = list(batches(len(own), max(1, PIXELS_A_PART // own[0].numel())))
+        described, constant = [self.describe(own[part]) for part in parts], _constant(own)
 
         def compared(b: Tensor) -> Tensor:
             _, other = _checked(a, b)
-            values = self.compare(described, self.describe(other))
+            values = torch.cat([self.compare(mine, self.describe(other[part])) for mine, part in zip(described, parts)])
             values = values.to(torch.promote_types(own.dtype, other.dtype))
             return values.masked_fill(constant | _constant(other), math.nan)
 

@@ -140,7 +140,13 @@ def test_a_norm_joins_the_layer_before_it():
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm([4, 12, 12]), nn.InstanceNorm2d(4, affine=True)],
+    [
+        nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm([4, 12, 12]),
+        nn.RMSNorm([4, 12, 12]),
+        nn.InstanceNorm2d(4, affine=True),
+    ],
 )
 def test_every_kind_of_norm_joins(norm):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(288, 5))

@@ -1,5 +1,7 @@
 """Backward passes with rules of their own."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
@@ -13,14 +15,21 @@ class _Rectified(torch.autograd.Function):
     """min(max(x, 0), top) forward; backward only what is positive, with `guided` only where 0 < x < top."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, top: float, guided: bool) -> Tensor:
-        ctx.open = (values > 0) & (values < top) if guided else None
-        return values.clamp(0, top)
+    def forward(ctx, values: Tensor, top: float, guided: bool, in_place: bool) -> Tensor:
+        ctx.open = (values > 0) & (values < top) if guided and top < math.inf else None
+        rectified = values.clamp_(0, top) if in_place else values.clamp(0, top)
+        if in_place:
+            ctx.mark_dirty(values)
+        if guided and top == math.inf:  # a plain ReLU keeps its result for the backward pass, and so does this
+            ctx.save_for_backward(rectified)
+        return rectified
 
     @staticmethod
-    def backward(ctx, above: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, above: Tensor) -> tuple[Tensor, None, None, None]:
         above = above.clamp(min=0)
-        return above if ctx.open is None else above * ctx.open, None, None
+        for rectified in ctx.saved_tensors:
+            above = torch.ops.aten.threshold_backward(above, rectified, 0)  # zero where rectified <= 0
+        return above if ctx.open is None else above * ctx.open, None, None, None
 
 
 class _ReluCalls(TorchFunctionMode):
@@ -39,7 +48,7 @@ class _ReluCalls(TorchFunctionMode):
         def option(place: int, name: str, default):
             return args[place] if len(args) > place else kwargs.get(name, default)
 
-        top = float("inf")
+        top = math.inf
         if func in self.IN_PLACE:
             in_place = True
         elif func in self.PLAIN:
@@ -51,8 +60,7 @@ class _ReluCalls(TorchFunctionMode):
         else:
             return func(*args, **kwargs)
         values = option(0, "input", None)
-        result = _Rectified.apply(values, top, self.guided)
-        return values.copy_(result) if in_place else result
+        return _Rectified.apply(values, top, self.guided, in_place)
 
 
 # The backward nodes of steps for which the two methods have no rule, or of a ReLU that was not seen as one.

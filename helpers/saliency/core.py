@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from helpers.device import batches, evaluating
 
-VALUES_A_PASS = 8 * 3 * 224 * 224  # 8 photographs or 1,536 digits: what one pass may hold in memory
+VALUES_A_PASS = 4 * 3 * 227 * 227  # 4 photographs or 788 digits: what one pass may hold in memory
 
 
 def chunks(count: int, images: Tensor) -> Iterator[slice]:
@@ -33,6 +33,19 @@ def check(images: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+
+
+def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
+    """The baseline, a number or a tensor that broadcasts, in the shape of the images; raises where it does not fit."""
+    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
+    if not torch.isfinite(baseline).all():
+        raise ValueError("the baseline has NaN or infinite values.")
+    try:
+        return baseline.broadcast_to(images.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"the baseline of shape {tuple(baseline.shape)} does not fit images {tuple(images.shape)}."
+        ) from None
 
 
 @contextmanager

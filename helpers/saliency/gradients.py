@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from helpers.device import batches, generator
-from helpers.saliency.core import VALUES_A_PASS, check, chunks, explaining, gradient_of_logits
+from helpers.saliency.core import (
+    VALUES_A_PASS,
+    check,
+    chunks,
+    explaining,
+    gradient_of_logits,
+    starting_point,
+)
 
 
 def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -58,18 +65,6 @@ def _over_samples(
     return torch.stack(maps)
 
 
-def _baseline(baseline: float | Tensor, images: Tensor) -> Tensor:
-    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
-    if not torch.isfinite(baseline).all():
-        raise ValueError("the baseline has NaN or infinite values.")
-    try:
-        return baseline.broadcast_to(images.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"the baseline of shape {tuple(baseline.shape)} does not fit images {tuple(images.shape)}."
-        ) from None
-
-
 def integrated_gradients(
     model: nn.Module, images: Tensor, targets: Tensor, *, steps: int = 50, baseline: float | Tensor = 0.0
 ) -> Tensor:
@@ -81,7 +76,7 @@ def integrated_gradients(
     check(images, targets)
     if steps < 1:
         raise ValueError(f"at least one step is needed, got {steps}.")
-    start, images = _baseline(baseline, images), images.detach()
+    start, images = starting_point(baseline, images), images.detach()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     at = torch.as_tensor((nodes + 1) / 2, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
     share = torch.as_tensor(weights / 2 * steps, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
@@ -208,7 +203,7 @@ def smoothgrad_integrated_gradients(
     check(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
-    start, noisy = _baseline(baseline, images), _noisy(images, samples, sigma, seed)
+    start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed)
     maps = [
         integrated_gradients(model, noisy(i), targets[i].expand(samples), steps=steps, baseline=start[i]).mean(0)
         for i in range(len(images))

@@ -10,8 +10,7 @@ from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from helpers.device import generator
-from helpers.saliency.core import check, chosen_logits, chunks, explaining
-from helpers.saliency.gradients import _baseline
+from helpers.saliency.core import check, chosen_logits, chunks, explaining, starting_point
 
 
 def _logits_of_masked(
@@ -66,7 +65,7 @@ def occlusion(
     if not isinstance(stride, int) or not 1 <= stride <= window:
         raise ValueError(f"stride must be a whole number from 1 to the window's {window}, got {stride}.")
     images = images.detach()
-    start = _baseline(baseline, images)
+    start = starting_point(baseline, images)
     rows, columns = (_spans(size, window, stride).to(images.device) for size in (height, width))
     covering = rows.sum(0)[:, None] * columns.sum(0)
 
@@ -144,7 +143,7 @@ def _explain_segments(
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()
-    start = _baseline(baseline, images)
+    start = starting_point(baseline, images)
     with explaining(model):
         maps = torch.zeros_like(images)
         for i in range(len(images)):

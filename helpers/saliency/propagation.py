@@ -9,8 +9,7 @@ from torch.overrides import TorchFunctionMode
 from zennit.core import Hook
 from zennit.rules import AlphaBeta, Epsilon, Flat
 
-from helpers.saliency.core import check, chosen_logits, chunks, explaining
-from helpers.saliency.gradients import _baseline
+from helpers.saliency.core import check, chosen_logits, chunks, explaining, starting_point
 from helpers.saliency.graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
 from helpers.saliency.relevance import propagate
 
@@ -106,7 +105,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
     """
     check(images, targets)
     images, maps = images.detach(), []
-    pairs = torch.stack((images, _baseline(baseline, images).detach()), 1)
+    pairs = torch.stack((images, starting_point(baseline, images).detach()), 1)
     with explaining(model):
         for part in chunks(len(pairs), pairs):
             leaf, start = pairs[part, 0].clone().requires_grad_(), pairs[part, 1]
