@@ -21,6 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import api_reference
 import nbformat
 import scorecard
 from address import pages, repository
@@ -82,13 +83,14 @@ def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecar
     return found
 
 
-def generated(claimed: list[scorecard.Chapter]) -> dict[Path, dict[str, str]]:
+def generated(root: Path, claimed: list[scorecard.Chapter]) -> dict[Path, dict[str, str]]:
     """What is written into pages of book/, by page and place."""
     return {
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
         },
+        Path("book/api.md"): {"api: reference": api_reference.reference(root)},
     }
 
 
@@ -131,7 +133,7 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     strict build after one that was not, because Sphinx gives a page's warnings only when it reads the page.
     """
     build, note = root / "_build", root / "_build/pages.json"
-    sources = layout(root, runs, generated(checked(root, runs, strict=strict)))
+    sources = layout(root, runs, generated(root, checked(root, runs, strict=strict)))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     made_from = {"strict": strict}
     for name, part in (("frame", frame), ("all", sources)):
