@@ -21,7 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import api_reference
 import nbformat
+import scorecard
 from address import pages, repository
 from PIL import Image
 from run_chapters import Run, chapters, kept_runs, run_chapters, versions
@@ -35,6 +37,16 @@ def timings(runs: dict[Path, Run]) -> str:
     for chapter, run in runs.items():
         rows.writerow([f"[](/{chapter})", run.seconds, run.megabytes, "yes" if run.in_budget else "no"])
     return table.getvalue()
+
+
+def fill(page: str, parts: dict[str, str]) -> str:
+    """Replace the line `% part` of a Markdown page by what was generated for it, for each part."""
+    for part, text in parts.items():
+        before, line, after = page.partition(f"\n% {part}\n")
+        if not line:
+            raise ValueError(f"the page has no line '% {part}'.")
+        page = f"{before}\n{text}\n{after}"
+    return page
 
 
 def link_locally(text: str, root: Path, chapter: Path) -> str:
@@ -59,8 +71,31 @@ def lighten(data: dict) -> None:
     data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
 
 
-def layout(root: Path, runs: dict[Path, Run]) -> dict[Path, bytes]:
-    """Every source of the pages, by its path from the root."""
+def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecard.Chapter]:
+    """The chapters with their claims and cards; with `strict` a claim without a card, or the reverse, is an error."""
+    executed = {chapter: runs[chapter].path if chapter in runs else None for chapter in chapters(root)}
+    found = scorecard.read(root, executed)
+    if problems := scorecard.problems(found):
+        message = "Claims and cards do not match:\n  " + "\n  ".join(problems)
+        if strict:
+            sys.exit(f"\nThe book was not built. {message}")
+        print(message)
+    return found
+
+
+def generated(root: Path, claimed: list[scorecard.Chapter]) -> dict[Path, dict[str, str]]:
+    """What is written into pages of book/, by page and place."""
+    return {
+        Path("book/scorecard.md"): {
+            "scorecard: summary": scorecard.summary(claimed),
+            "scorecard: claims": scorecard.claims(claimed),
+        },
+        Path("book/api.md"): {"api: reference": api_reference.reference(root)},
+    }
+
+
+def layout(root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]]) -> dict[Path, bytes]:
+    """Every source of the pages, by its path from the root; `places` as `generated` gives them."""
     found = [path for folder in ("_static", "book") for path in sorted((root / folder).rglob("*"))]
     found = [root / "_config.yml", root / "_toc.yml", *(path for path in found if path.is_file())]
     sources = {path.relative_to(root): path.read_bytes() for path in found}
@@ -73,6 +108,8 @@ def layout(root: Path, runs: dict[Path, Run]) -> dict[Path, bytes]:
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    for page, parts in places.items():
+        sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
 
 
@@ -96,7 +133,7 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     strict build after one that was not, because Sphinx gives a page's warnings only when it reads the page.
     """
     build, note = root / "_build", root / "_build/pages.json"
-    sources = layout(root, runs)
+    sources = layout(root, runs, generated(root, checked(root, runs, strict=strict)))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     made_from = {"strict": strict}
     for name, part in (("frame", frame), ("all", sources)):

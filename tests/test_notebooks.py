@@ -15,7 +15,7 @@ from run_chapters import chapters, toc_entries
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = {str(path.with_suffix("")): nbformat.read(ROOT / path, as_version=4) for path in chapters(ROOT)}
 PARTS = [
-    "You will learn", "You need", "Predict first", "By hand, then the helper", "What can go wrong",
+    "You will learn", "You need", "Predict first", "By hand, then the helper", "What can go wrong", "Check yourself",
     "Exercises", "In this chapter", "Key terms", "References",
 ]  # fmt: skip
 each_chapter = pytest.mark.parametrize("name", NOTEBOOKS)

@@ -1,0 +1,176 @@
+"""The scorecard: cards of hand-made notebooks against the ledger, the counts, and what the page says."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import scorecard
+from build_book import checked, fill
+from run_chapters import Run
+
+from helpers import claims
+
+ONE, TWO = Path("notebooks/part/one.ipynb"), Path("notebooks/part/two.ipynb")
+LEDGER = """
+- {id: more, statement: More is more., source: {key: adebayo2018sanity, where: section 4}, chapter: part/one,
+   test: above, margin: 0.1, expected: holds}
+- {id: both, statement: Both & all., source: {key: adebayo2018sanity, where: section 5}, chapter: part/one,
+   test: equivalent, margin: 0.1, parts: {first: holds, second: contradicted here}}
+- {id: other, statement: Another one., source: {key: this book, where: Two}, chapter: part/two,
+   test: above, margin: 0.1, expected: holds}
+"""
+TOC = "format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/part/one\n  - file: notebooks/part/two\n"
+
+
+def finding(name="", outcome="holds", expected="holds", p_value=0.001) -> dict:
+    return {
+        "name": name, "outcome": outcome, "expected": expected, "p_value": p_value, "mean": -0.25,
+        "replicate_interval": [-0.3, -0.2], "image_interval": None, "replicates": [-0.3, -0.25, -0.2, -0.22, -0.28],
+        "images": 0, "undefined": 0,
+    }  # fmt: skip
+
+
+def card(id, *findings) -> dict:
+    return {"id": id, "replicated": "training seeds", "findings": list(findings)}
+
+
+MORE = card("more", finding())
+BOTH = card("both", finding("first", p_value=0.03), finding("second", claims.CONTRADICTED, claims.CONTRADICTED, 1.0))
+OTHER = card("other", finding(p_value=0.02))
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    """A book of two chapters without outputs, and its ledger."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/claims.yml").write_text(LEDGER)
+    (tmp_path / "_toc.yml").write_text(TOC)
+    for chapter in (ONE, TWO):
+        write(tmp_path / chapter, f"Chapter {chapter.stem}")
+    return tmp_path
+
+
+def write(path: Path, title: str, *cards) -> Path:
+    outputs = [nbformat.v4.new_output("display_data", {scorecard.MIME: card}) for card in cards]
+    cells = [nbformat.v4.new_markdown_cell(f"# {title}"), nbformat.v4.new_code_cell("check()", outputs=outputs)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def read(book: Path, one=(MORE, BOTH), two=(OTHER,)) -> list[scorecard.Chapter]:
+    """The chapters as if they had run and shown these cards; `None`: not run."""
+    ran = {}
+    for chapter, cards in {ONE: one, TWO: two}.items():
+        ran[chapter] = write(book / "_build/executed" / chapter, f"Chapter {chapter.stem}", *cards) if cards else None
+    return scorecard.read(book, ran)
+
+
+def test_the_words_are_those_of_the_package():
+    assert scorecard.MIME == claims.MIME and scorecard.LEVEL == claims.LEVEL
+    assert (scorecard.HOLDS, scorecard.CONTRADICTED, scorecard.UNDECIDED) == (
+        claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED,
+    )  # fmt: skip
+
+
+def test_a_real_card_is_read(book, monkeypatch):
+    monkeypatch.setattr(claims, "LEDGER", book / "book/claims.yml")
+    claims.ledger.cache_clear()
+    data = claims.check("other", [[0.4, 0.5], [0.5, 0.6], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6]], replicated="draws")
+    claims.ledger.cache_clear()
+    page = scorecard.claims(read(book, two=[data._repr_mimebundle_()[claims.MIME]]))
+    assert "Mean 0.500" in page and "over 5 draws" in page and "over 2 images" in page
+
+
+def test_every_claim_with_one_card_is_no_problem(book):
+    assert scorecard.problems(read(book)) == []
+
+
+@pytest.mark.parametrize(
+    ("cards", "problem"),
+    [
+        ([MORE], "'both' is in the ledger, but no card"),
+        ([MORE, BOTH, card("new", finding())], "the card 'new' is not in the ledger"),
+        ([MORE, BOTH, OTHER], "the card 'other' is not in the ledger"),
+        ([MORE, MORE, BOTH], "'more' has 2 cards"),
+    ],
+)
+def test_claims_and_cards_must_match(book, cards, problem):
+    [found] = scorecard.problems(read(book, one=cards))
+    assert problem in found and found.startswith("notebooks/part/one.ipynb: ")
+
+
+def test_a_card_in_a_chapter_without_claims_is_a_problem(book):
+    (book / "book/claims.yml").write_text("")
+    assert len(scorecard.problems(read(book))) == 3
+
+
+def test_a_mismatch_stops_the_whole_build_and_not_that_of_one_chapter(book, capsys):
+    runs = {ONE: Run(write(book / "executed.ipynb", "Chapter one", MORE), 1.0, 100)}
+    with pytest.raises(SystemExit, match="'both' is in the ledger"):
+        checked(book, runs, strict=True)
+    chapters = checked(book, runs, strict=False)
+    assert "'both' is in the ledger" in capsys.readouterr().out
+    assert "Not checked in this copy." in scorecard.claims(chapters)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.6, 0.001, 0.5], [1.0, 0.003, 1.0]),
+    ],
+)
+def test_holm(p_values, adjusted):
+    assert scorecard.holm(p_values) == pytest.approx(adjusted)
+
+
+def test_the_summary_counts(book):
+    text = scorecard.summary(read(book))
+    assert "**3 claims** in 2 chapters" in text and "4 tests" in text
+    assert "3 hold, 1 contradicted here, 0 undecided" in text and "None came out" in text
+    assert "we test 2 claims: 1 reproduced in every part, 1 in some parts" in text
+    assert "3 tests were expected to hold" in text and "0.2 would hold" in text  # 0.15
+    assert "leaves 3 of the 3 standing" in text
+    assert "| [](/notebooks/part/one.ipynb) | 2 | 3 | 2 | 1 | 0 |" in text
+
+
+def test_holm_runs_over_a_chapter_and_only_over_what_should_hold(book):
+    late = card("both", finding("first", p_value=0.04), finding("second", p_value=0.03))
+    page, text = scorecard.claims(read(book, one=[MORE, late])), scorecard.summary(read(book, one=[MORE, late]))
+    assert "p&nbsp;=&nbsp;0.04, after Holm 0.06, which no longer holds" in page
+    assert "p&nbsp;=&nbsp;0.02, after Holm 0.02." in page  # the only one of the other chapter
+    assert "leaves 2 of the 4 standing" in text
+
+
+def test_a_surprise_is_marked(book):
+    chapters = read(book, two=[card("other", finding(outcome="undecided"))])
+    assert "1 came out other than the ledger expected" in scorecard.summary(chapters)
+    page = scorecard.claims(chapters)
+    assert page.count("claim-unexpected") == 1 and "<strong>not as expected</strong> (holds)" in page
+
+
+def test_a_claim_names_its_source_and_its_chapter(book):
+    page = scorecard.claims(read(book))
+    assert "(claim-both)=" in page and "**Both & all.**" in page
+    assert "{cite:t}`adebayo2018sanity`, section 5. Test: the difference lies within ± 0.1." in page
+    assert "This book, Two. Test: the difference exceeds 0.1." in page
+    assert "## Chapter two\n\n[Read the chapter](/notebooks/part/two.ipynb)" in page
+    assert "second: <strong>contradicted here</strong>, as expected. Mean −0.250" in page
+    assert page.count("<circle") == 4 * 5
+
+
+def test_chapters_that_were_not_run(book):
+    chapters = read(book, two=None)
+    assert scorecard.problems(chapters) == []
+    assert "| [](/notebooks/part/two.ipynb) | 1 | not run |" in scorecard.summary(chapters)
+    assert "Not checked in this copy." in scorecard.claims(chapters)
+    assert "**0 claims** in 0 chapters" in scorecard.summary(read(book, one=None, two=None))
+
+
+def test_places_of_a_page_are_filled():
+    assert fill("a\n\n% x: y\n\nb\n", {"x: y": "1 \\1\n2"}) == "a\n\n1 \\1\n2\n\nb\n"
+    with pytest.raises(ValueError, match="no line '% z'"):
+        fill("a\n", {"z": "1"})
