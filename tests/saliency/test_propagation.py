@@ -1,5 +1,6 @@
 """DeepLIFT and LRP: by hand from their equations, captum and zennit where they are right, and refusals."""
 
+import gc
 from functools import partial
 
 import captum.attr
@@ -685,3 +686,17 @@ def test_an_option_out_of_range_raises(name):
     function, options, message = BAD_OPTIONS[name]
     with pytest.raises(ValueError, match=message):
         function(cnn(), images(), targets(), **options)
+
+
+@method
+def test_nothing_of_a_pass_stays_in_memory(method):
+    model, x, y = models.cnn(seed=0).eval(), torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2])
+
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    method(model, x, y)
+    before = alive()
+    method(model, x, y)
+    assert alive() == before
