@@ -105,7 +105,9 @@ def main() -> None:
     frame.to_csv(text, index=False, float_format="%.4f")
     content = f"# {json.dumps(about)}\n{text.getvalue()}".encode()
     OUTPUT.write_bytes(gzip.compress(content, mtime=0))
-    print(f"{OUTPUT.name}: {len(frame):,} rows, {OUTPUT.stat().st_size:,} bytes, {about['minutes of one core']} minutes")
+    print(
+        f"{OUTPUT.name}: {len(frame):,} rows, {OUTPUT.stat().st_size:,} bytes, {about['minutes of one core']} minutes"
+    )
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ def table_of(name: str) -> pd.DataFrame:
     images, labels = chosen_images(name, true)
     methods = {key: method for key, method in METHODS.items() if "cnn" in name or key not in CONVOLUTIONAL}
     asked = {"methods": methods, "metrics": METRICS, "show_progress": False}
-    frames = [sanity.data_randomization(true, random, images, labels, lines=False, **asked).replace({"scheme": SCHEMES})]
+    frames = [
+        sanity.data_randomization(true, random, images, labels, lines=False, **asked).replace({"scheme": SCHEMES})
+    ]
     for k, network in enumerate(true):
         for scheme in ("cascading", "independent"):
             frame = sanity.parameter_randomization(
