@@ -34,7 +34,7 @@ def lines(cell) -> int:
 
 
 def functions(name: str) -> list[str]:
-    """Names of the functions and classes that a notebook defines, without their methods; lines of IPython are left out."""
+    """Names of the functions and classes that a notebook defines, without methods; lines of IPython are left out."""
     found = []
     for cell in code(name):
         python = "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in cell.source.splitlines())
