@@ -1,5 +1,7 @@
 """DeepLIFT and LRP: by hand from their equations, captum and zennit where they are right, and refusals."""
 
+import gc
+import weakref
 from functools import partial
 
 import captum.attr
@@ -16,7 +18,7 @@ from zennit.torchvision import ResNetCanonizer
 
 from helpers import models, photographs
 from helpers.device import local_seed
-from helpers.saliency import core
+from helpers.saliency import core, relevance
 from helpers.saliency.gradients import input_x_gradient
 from helpers.saliency.propagation import deeplift, lrp_alpha_beta, lrp_composite, lrp_epsilon
 
@@ -494,6 +496,21 @@ class Then(nn.Module):
 
     def forward(self, x):
         return self.change(x, *self.layers)
+
+
+@lrp
+def test_lrp_lets_go_of_its_passes(lrp, monkeypatch):
+    made = weakref.WeakSet()
+
+    class Watched(relevance._Call):
+        def __init__(self, call):
+            super().__init__(call)
+            made.add(self)
+
+    monkeypatch.setattr(relevance, "_Call", Watched)
+    lrp(models.load("cnn_digits"), images(shape=(1, 28, 28)), targets())
+    gc.collect()
+    assert len(made) == 0
 
 
 @lrp
