@@ -97,15 +97,14 @@ class _CallRules(TorchFunctionMode):
     def __init__(self, norm: Norm, constants: Collection[str]):
         super().__init__()
         self.norm, self.constants = norm, constants
-        self.kept: list[Hook] = []
+        self.kept: list[tuple] = []
         self.jumps: dict = {}
 
-    def clear(self) -> None:
-        """Let go of the last pass: a rule and the graph that it hooks hold one another, unseen by Python."""
-        for rule in self.kept:
-            rule.remove()
-        self.kept.clear()
-        self.jumps.clear()
+    def forget(self) -> None:
+        """Let go of the last pass: its rules and its backward graph hold one another where no collector looks."""
+        for _, handles in self.kept:
+            handles.remove()
+        self.kept.clear(), self.jumps.clear()
 
     def follow(self, module: nn.Module) -> None:
         """Note in `jumps` where the backward graph of a module that has a rule begins and ends."""
@@ -137,10 +136,8 @@ class _CallRules(TorchFunctionMode):
 
     def _ruled(self, rule: Hook, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         module = _Call(lambda values: func(values, *args[1:], **kwargs))
-        rule = rule.copy()
-        rule.register(module)
+        self.kept.append((module, rule.copy().register(module)))  # and with it the rule, to which zennit refers weakly
         self.follow(module)
-        self.kept.append(rule)  # zennit refers to it weakly
         result = module(args[0])
         return args[0].copy_(result) if module.in_place else result
 
@@ -168,21 +165,18 @@ def propagate(
         copied = _private_copy(model)
         layers = _merge_norms(copied, images[:1])
         rules = {layer: rule(layer, layer is layers[0]) for layer in layers}
-        composite = Composite(lambda context, name, module: rules.get(module))
-        composite.register(copied)
-        for layer in layers:
-            calls.follow(layer)
-        try:
+        with Composite(lambda context, name, module: rules.get(module)).context(copied):
+            for layer in layers:
+                calls.follow(layer)
             for part in chunks(len(images), images):
                 leaf = images[part].clone().requires_grad_()
-                with calls:
-                    logits = chosen_logits(copied, leaf.clone(), targets[part])
-                refuse_unknown_steps(logits, "LRP", MOVES | POOLS | {"Identity"}, jumps=calls.jumps)
-                maps.append(pulled_back(logits, leaf, logits.detach()))
-                calls.clear()
-        finally:
-            calls.clear()
-            composite.remove()
+                try:
+                    with calls:
+                        logits = chosen_logits(copied, leaf.clone(), targets[part])
+                    refuse_unknown_steps(logits, "LRP", MOVES | POOLS | {"Identity"}, jumps=calls.jumps)
+                    maps.append(pulled_back(logits, leaf, logits.detach()))
+                finally:
+                    calls.forget()
     if not all(torch.isfinite(found).all() for found in maps):
         raise ValueError("the relevance overflows: denominators of this model are too small; take a larger epsilon.")
     return torch.cat(maps)
