@@ -154,3 +154,30 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
         figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=10, frameon=False)
     plt.close(figure)
     return figure
+
+
+def dots(groups: Mapping[str, pd.DataFrame], *, xlabel: str, reference: float | None = None) -> Figure:
+    """Means as dots and replicates as ticks: one line a column (a method), one colour a group.
+
+    Parameters
+    ----------
+    groups : label -> frame with one row a replicate and the same columns, the first of them on top. The last
+        group is drawn filled, those before it hollow.
+    reference : drawn as a dotted line, for example chance.
+    """
+    colours = ("tab:orange", "tab:blue", "0.35")
+    lines = list(next(iter(groups.values())).columns)[::-1]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 0.33 * len(lines) + 1.3), layout="constrained")
+        for at, (label, values) in enumerate(groups.items()):
+            colour, fill = colours[at % 3], "full" if at == len(groups) - 1 else "none"
+            for place, line in enumerate(lines):
+                axis.plot(values[line], [place] * len(values), "|", color=colour, alpha=0.6)
+            axis.plot(values[lines].mean(), range(len(lines)), "o", color=colour, fillstyle=fill, label=label)
+        if reference is not None:
+            axis.axvline(reference, color="0.5", linestyle=":")
+        axis.set(yticks=range(len(lines)), yticklabels=lines, ylim=(-0.6, len(lines) - 0.4), xlabel=xlabel)
+        axis.grid(axis="x", alpha=0.3)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    plt.close(figure)
+    return figure

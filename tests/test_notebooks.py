@@ -34,12 +34,11 @@ def lines(cell) -> int:
 
 
 def functions(name: str) -> list[str]:
-    """Names of the functions and classes that a notebook defines; lines of IPython are left out."""
+    """Names of the functions and classes that a notebook defines, without methods; lines of IPython are left out."""
     found = []
     for cell in code(name):
         python = "\n".join(re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in cell.source.splitlines())
-        nodes = ast.walk(ast.parse(python))
-        found += [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        found += [node.name for node in ast.parse(python).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -64,3 +65,13 @@ def test_the_curve_is_the_mean_over_images_and_seeds_with_all_its_lines(frame):
     assert drawn == set(means.round(6)) and set(means.index) == {"noise", "other_image", "twin"}
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(labels) == 5  # the curve, two floors, two ceilings (SmoothGrad's own among them)
+
+
+def test_dots_are_the_means_of_the_columns_first_on_top():
+    groups = {name: pd.DataFrame({"a": [0.0, 1.0], "b": [shift, 3.0]}) for name, shift in (("x", 2.0), ("y", 4.0))}
+    axis = plots.dots(groups, xlabel="score", reference=0.5).axes[0]
+    means = {line.get_label(): list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o"}
+    assert means == {"x": [2.5, 0.5], "y": [3.5, 0.5]}
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["b", "a"]
+    assert sum(line.get_marker() == "|" for line in axis.lines) == 4
+    assert not plt.get_fignums()

@@ -1,0 +1,85 @@
+"""Does a map point at the object? Scores of maps `(N, H, W)` on masks `(N, H, W)` of where the object is.
+
+A mask is in [0, 1], 1 on the object and 0 off it; a pixel on the object's edge counts in part for each side.
+Undefined scores are NaN: those of a constant map, and of a mask that is all object or has none.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Share of each map's sum that lies on the object, `(N,)` in [0, 1].
+
+    Maps are not negative: `saliency.heatmap(maps, signed=False)`, or `.clamp(min=0)` of a signed one. A map that
+    knows nothing of the object scores the object's share of the area, `masks.mean((1, 2))`, on average.
+
+    Raises
+    ------
+    ValueError
+        Negative, NaN or infinite pixels, naming the image; masks outside [0, 1]; shapes or devices that differ.
+    """
+    _check(maps, masks)
+    negative = (maps < 0).flatten(1).any(1)
+    if negative.any():
+        raise ValueError(
+            f"the map of image {_first(negative)} has negative pixels, which no share can count; "
+            "take saliency.heatmap(maps, signed=False), or .clamp(min=0)."
+        )
+    values, on = maps.detach().double().flatten(1), masks.double().flatten(1)
+    share = (values * on).sum(1) / values.sum(1)
+    return share.masked_fill(_undefined(maps, masks), math.nan).to(maps.dtype)
+
+
+def auc(maps: Tensor, masks: Tensor) -> Tensor:
+    """Chance that a pixel of the object has a higher value than one off it, ties counting half, `(N,)`.
+
+    The area under the ROC curve; .5 is chance, whatever the size of the object, and only the order of the
+    pixels counts. Maps are taken as they are, signs included; `saliency.heatmap(maps, signed=False)` drops them.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinite pixels, naming the image; masks outside [0, 1]; shapes or devices that differ.
+    """
+    _check(maps, masks)
+    values, on = maps.detach().flatten(1).contiguous(), masks.double().flatten(1)
+    ranked, order = values.sort(dim=1)
+    off = (1 - on).gather(1, order)
+    below = torch.cat((off.new_zeros(len(off), 1), off.cumsum(1)), 1)  # weight off the object among the k smallest
+    smaller, not_larger = (below.gather(1, torch.searchsorted(ranked, values, right=right)) for right in (False, True))
+    score = (on * (smaller + not_larger) / 2).sum(1) / (on.sum(1) * (1 - on).sum(1))
+    return score.masked_fill(_undefined(maps, masks), math.nan).to(maps.dtype)
+
+
+def _undefined(maps: Tensor, masks: Tensor) -> Tensor:
+    flat, on = maps.flatten(1), masks.flatten(1)
+    constant = flat.amin(1) == flat.amax(1)
+    return constant | (on.amax(1) == 0) | (on.amin(1) == 1)
+
+
+def _check(maps: Tensor, masks: Tensor) -> None:
+    for name, given in (("maps", maps), ("masks", masks)):
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            raise ValueError(f"{name} must be a tensor of floats, got {getattr(given, 'dtype', type(given))}.")
+        if given.ndim != 3 or 0 in given.shape:
+            raise ValueError(
+                f"{name} must be of shape (N, H, W), got {tuple(given.shape)}; "
+                "saliency.heatmap(maps, signed=...) adds up the channels of maps."
+            )
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps and masks differ in shape: {tuple(maps.shape)} and {tuple(masks.shape)}.")
+    if maps.device != masks.device:
+        raise ValueError(f"maps and masks are on different devices: {maps.device} and {masks.device}.")
+    bad = ~torch.isfinite(maps).flatten(1).all(1)
+    if bad.any():
+        raise ValueError(f"the map of image {_first(bad)} has NaN or infinite pixels.")
+    outside = ~((masks >= 0) & (masks <= 1)).flatten(1).all(1)
+    if outside.any():
+        raise ValueError(f"the mask of image {_first(outside)} is not in [0, 1].")
+
+
+def _first(which: Tensor) -> int:
+    return which.nonzero()[0].item()
