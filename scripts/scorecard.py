@@ -107,8 +107,8 @@ def summary(book: Sequence[Chapter]) -> str:
         f"{paper[CONTRADICTED]} contradicted here, {paper[UNDECIDED]} undecided.",
         f"- **False holds.** {len(family)} tests were expected to hold. If every one of them lay just on the wrong "
         f"side of its margin, {LEVEL * len(family):.1f} would hold all the same at the level of {100 * LEVEL:g} %.",
-        f"- **Holm's correction** over the tests of each chapter, so that the chance of any false hold in it is "
-        f"at most {100 * LEVEL:g} %, leaves {standing} of the {len(family)} standing.",
+        f"- **Holm's correction** over the tests of each chapter keeps the chance of any false hold in it at "
+        f"{100 * LEVEL:g} %, where each test keeps its own level. {standing} of the {len(family)} stand after it.",
         "",
         "| Chapter | Claims | Tests | Hold | Contradicted here | Undecided |",
         "|:--|--:|--:|--:|--:|--:|",

@@ -133,7 +133,7 @@ def test_the_summary_counts(book):
     assert "3 hold, 1 contradicted here, 0 undecided" in text and "None came out" in text
     assert "we test 2 claims: 1 reproduced in every part, 1 in some parts" in text
     assert "3 tests were expected to hold" in text and "0.2 would hold" in text  # 0.15
-    assert "leaves 3 of the 3 standing" in text
+    assert "3 of the 3 stand after it" in text
     assert "| [](/notebooks/part/one.ipynb) | 2 | 3 | 2 | 1 | 0 |" in text
 
 
@@ -142,7 +142,7 @@ def test_holm_runs_over_a_chapter_and_only_over_what_should_hold(book):
     page, text = scorecard.claims(read(book, one=[MORE, late])), scorecard.summary(read(book, one=[MORE, late]))
     assert "p&nbsp;=&nbsp;0.04, after Holm 0.06, which no longer holds" in page
     assert "p&nbsp;=&nbsp;0.02, after Holm 0.02." in page  # the only one of the other chapter
-    assert "leaves 2 of the 4 standing" in text
+    assert "2 of the 4 stand after it" in text
 
 
 def test_a_surprise_is_marked(book):
