@@ -66,7 +66,7 @@ def lighten(data: dict) -> None:
     picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
     forms = {"image/png": io.BytesIO(), "image/jpeg": io.BytesIO()}
     picture.quantize(256, dither=Image.Dither.NONE).save(forms["image/png"], "PNG", optimize=True)
-    picture.save(forms["image/jpeg"], "JPEG", quality=85)
+    picture.save(forms["image/jpeg"], "JPEG", quality=75)
     kind = min(forms, key=lambda kind: len(forms[kind].getvalue()))
     data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
 
