@@ -8,7 +8,7 @@ helpers/assets/verdict,
 
 `table.csv.gz`           a row for each network, replicate, test, method and metric; one column for each image
 `specifications.csv.gz`  a row for each specification and replicate: mean similarity, floor and ceiling over the images
-`provenance.csv`         what made them: digest of the code, seeds, images, date, minutes of processor time
+`provenance.csv`         what made them: digest of the code, seeds, images, date, minutes
 """
 
 import hashlib
@@ -164,14 +164,14 @@ def specifications(name: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    start, folder = time.process_time(), FOLDER / "verdict"
+    start, folder = time.perf_counter(), FOLDER / "verdict"
     folder.mkdir(exist_ok=True)
     table = pd.concat([table_of(name) for name in NETWORKS])
     table.to_csv(folder / "table.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
-    minutes = [(time.process_time() - start) / 60]
+    minutes = [(time.perf_counter() - start) / 60]
     frame = specifications("cnn_clothes")
     frame.to_csv(folder / "specifications.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
-    minutes.append((time.process_time() - start) / 60 - minutes[0])
+    minutes.append((time.perf_counter() - start) / 60 - minutes[0])
     parts = ["sanity.py", "randomization.py", "similarity.py", *sorted((FOLDER.parent / "saliency").glob("*.py"))]
     code = b"".join(path.read_bytes() for path in [Path(__file__), *(FOLDER.parent / part for part in parts)])
     about = {"script": "scripts/assets/verdict.py", "code_sha256": hashlib.sha256(code).hexdigest()}
