@@ -1,4 +1,4 @@
-// The playground's page: what the reader does on the left, what four maps make of it on the right.
+// The playground's page: what the reader draws and switches, and what four maps make of it.
 "use strict";
 
 (() => {
@@ -125,7 +125,7 @@
   function showLines(method, { draws, others, twin }) {
     const group = cells[method][0].closest("tbody");
     const words = [`draws ${defined(draws).length ? range(defined(draws)) : "undefined"}`];
-    words.push(`another drawing ${others.length ? number(mean(others)) : "undefined"}`, `twin network ${number(twin)}`);
+    words.push(`another drawing ${others.length ? number(mean(others)) : "undefined"}`, `twin ${number(twin)}`);
     group.querySelector(".lines").textContent = words.join(" · ");
     const left = (value) => `${(100 * (Math.min(1, Math.max(-0.5, value)) + 0.5)) / 1.5}%`;
     const mark = (className, value) => {
@@ -143,10 +143,10 @@
   function showProbabilities(classes, trained, draws) {
     const bars = classes.map((name, i) => {
       const bar = element("span", { className: "bar" }, element("b"));
-      bar.firstChild.style.width = percent(trained[i]);
+      bar.firstChild.style.width = `${100 * trained[i]}%`;
       for (const draw of draws) {
         const mark = element("i", { className: "draw" });
-        mark.style.left = percent(draw[i]);
+        mark.style.left = `${100 * draw[i]}%`;
         bar.append(mark);
       }
       return element("li", {}, element("span", {}, name), bar, element("span", {}, percent(trained[i])));
@@ -177,7 +177,7 @@
     const signed = form.elements.signs.value === "signed";
     const ranks = {};
     for (const [method, map] of Object.entries(maps)) ranks[method] = engine.unitRanks(signed ? map : map.map(Math.abs));
-    return { logits: pass.logits, probabilities: engine.softmax(pass.logits), seen, target, maps, ranks };
+    return { net, logits: pass.logits, probabilities: engine.softmax(pass.logits), seen, target, maps, ranks };
   }
 
   const similarity = (method, a, b) => engine.correlation(a.ranks[method], b.ranks[method]);
@@ -208,8 +208,8 @@
     show(0);
     for (let draw = 0; draw < DRAWS; draw++) {
       await pause();
-      const locked = form.elements.target.checked ? undefined : trained.seen;
-      results.push(explain(randomised(set, layers, draw), image, locked));
+      const locked = form.elements.locked.checked ? trained.seen : undefined;
+      results.push(layers.length ? explain(randomised(set, layers, draw), image, locked) : trained);
       show(draw + 1);
     }
     const twin = explain(set.twin, image, trained.seen);
@@ -226,7 +226,7 @@
     showProbabilities(set.classes, trained.probabilities, layers.length ? results.slice(1).map((r) => r.probabilities) : []);
     const share = engine.leftOver(image, set.patterns);
     part("unlike").textContent = unlike(set, image, share);
-    Object.assign(form, { result: { image, results, lines, share } });
+    form.shown = { image, share, results, twin, lines }; // the numbers behind the page, for consoles and tests
     describeSoon(() => describe(set, layers, results, lines));
   }
 
@@ -247,9 +247,9 @@
     const sentences = [`The trained network sees: ${says(trained)}.`, part("unlike").textContent];
     sentences.push(layers.length ? `Random: ${layers.join(", ")}. The five draws see: ${draws.map(says).join(", ")}.` : "No layer is random.");
     sentences.push(
-      form.elements.target.checked
-        ? "Each network's own first choice is explained."
-        : `The class explained is locked: ${set.classes[trained.seen]}.`,
+      form.elements.locked.checked
+        ? `The class explained is locked: ${set.classes[trained.seen]}.`
+        : "Explained is each network's own first choice.",
     );
     for (const [method, name] of Object.entries(METHODS)) {
       const { draws: values, others } = lines[method];
