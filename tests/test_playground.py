@@ -1,5 +1,8 @@
 """The playground: its numbers are torch's and scipy's, and it does what it says to mouse, finger and keyboard."""
 
+import json
+from contextlib import contextmanager
+
 import numpy as np
 import playground as served
 import pytest
@@ -13,17 +16,18 @@ PAGE = "book/playground.html"
 LAYERS = ["logits", "fc1", "conv2", "conv1"]
 READY = "#playground[aria-busy=false]"
 UNSEEN = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0))
-ANSWER = """form => form.shown.results.map(({net, logits, probabilities, seen, target, maps}) => ({
-    logits: [...logits], probabilities, seen, target,
-    maps: Object.fromEntries(Object.entries(maps).map(([name, map]) => [name, [...map]])),
-    numbers: Object.fromEntries(engine.LAYERS.flatMap(({name}) =>
-        ["weight", "bias"].map(part => [`${name}.${part}`, [...net[name][part]]]))),
-}))"""
+ANSWERS = """form => JSON.stringify(form.shown.results.slice(0, 3).map(
+    ({net, logits, probabilities, seen, target, maps}) => ({
+        logits: [...logits], probabilities, seen, target,
+        maps: Object.fromEntries(Object.entries(maps).map(([name, map]) => [name, [...map]])),
+        numbers: Object.fromEntries(engine.LAYERS.flatMap(({name}) =>
+            ["weight", "bias"].map(part => [`${name}.${part}`, [...net[name][part]]]))),
+    })))"""
 
 
-@pytest.fixture
-def visit(browser, site):
-    """Open the playground in a new context and wait until it is up to date; nothing may go wrong on the way."""
+@contextmanager
+def visiting(browser, site):
+    """Open the playground in new contexts and wait until it is up to date; nothing may go wrong on the way."""
     contexts, problems = [], []
 
     def opened(address=site + PAGE, *, ready=READY, **options):
@@ -43,6 +47,19 @@ def visit(browser, site):
 
 
 @pytest.fixture
+def visit(browser, site):
+    with visiting(browser, site) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lasting(browser, site):
+    """One page for tests that do not mind what was done to it before."""
+    with visiting(browser, site) as opened:
+        yield opened()
+
+
+@pytest.fixture
 def page(visit):
     return visit()
 
@@ -54,8 +71,9 @@ def settle(page):
 
 
 def switch(page, *layers):
-    for layer in layers:
-        page.check(f"input[value={layer}]")
+    """Make these layers random, and no others."""
+    for layer in LAYERS:
+        page.set_checked(f"input[value={layer}]", layer in layers)
     settle(page)
 
 
@@ -70,8 +88,14 @@ def shown(page, path):
     return page.eval_on_selector("#playground", f"form => form.shown.{path}")
 
 
+def answers(page):
+    """Networks, logits and maps of the trained network and of two draws."""
+    return json.loads(page.eval_on_selector("#playground", ANSWERS))
+
+
 def image(page):
-    return torch.tensor(shown(page, "image.reduce((all, value) => [...all, value], [])")).view(1, 1, 28, 28)
+    picture = page.eval_on_selector("#playground", "form => [...form.shown.image]")
+    return torch.tensor(picture).view(1, 1, 28, 28)
 
 
 def in_torch(numbers):
@@ -96,16 +120,14 @@ def assert_close(found, expected):
     "layers", [[], ["logits"], ["conv1"], LAYERS], ids=lambda layers: "+".join(layers) or "trained"
 )
 @pytest.mark.parametrize("name", served.SETS)
-def test_numbers_agree_with_torch(page, name, layers):
-    choose(page, name)
-    page.locator("[data-part=samples] button").nth(5).click()
-    switch(page, *layers)
-    picture = image(page)
+def test_numbers_agree_with_torch(lasting, name, layers):
+    choose(lasting, name)
+    lasting.locator("[data-part=samples] button").nth(5).click()
+    switch(lasting, *layers)
+    picture = image(lasting)
     assert torch.equal(picture, data.load(name).images[served.samples(name)[5]][None])
-    answers = page.eval_on_selector("#playground", ANSWER)
-    assert len(answers) == 6
     trained = models.load(f"cnn_{name}")
-    for column, answer in enumerate(answers[:3]):
+    for column, answer in enumerate(answers(lasting)):
         model = in_torch(answer["numbers"])
         changed = {
             key.partition(".")[0] for key, own in model.state_dict().items() if not own.equal(trained.state_dict()[key])
@@ -120,14 +142,15 @@ def test_numbers_agree_with_torch(page, name, layers):
             assert_close(answer["maps"][method], saliency.METHODS[method](model, picture, target))
 
 
-def test_numbers_agree_with_torch_on_an_image_of_noise(page):
-    found = page.evaluate(
+def test_numbers_agree_with_torch_on_an_image_of_noise(lasting):
+    found = lasting.evaluate(
         """async pixels => {
             const net = engine.network(engine.halves(playgroundData.digits.weights.twin));
             const image = Float32Array.from(pixels);
             const pass = engine.forward(net, image);
             const maps = engine.maps(net, image, pass, 7);
-            return {logits: [...pass.logits], maps: Object.fromEntries(Object.entries(maps).map(([k, v]) => [k, [...v]]))};
+            for (const name in maps) maps[name] = [...maps[name]];
+            return {logits: [...pass.logits], maps};
         }""",
         UNSEEN.flatten().tolist(),
     )
@@ -137,12 +160,12 @@ def test_numbers_agree_with_torch_on_an_image_of_noise(page):
         assert_close(found["maps"][method], saliency.METHODS[method](twin, UNSEEN[None], torch.tensor([7])))
 
 
-def test_rank_correlation_is_that_of_scipy(page):
+def test_rank_correlation_is_that_of_scipy(lasting):
     rng = np.random.default_rng(0)
     smooth, tied = rng.normal(size=784), rng.integers(-2, 3, 784).astype(float)
     tied[:300] = 0
     for a, b in [(smooth, tied), (tied, tied[::-1]), (smooth, -smooth), (smooth, np.ones(784))]:
-        found = page.evaluate(
+        found = lasting.evaluate(
             "([a, b]) => engine.correlation(...[a, b].map(map => engine.unitRanks(Float32Array.from(map))))",
             [a.tolist(), b.tolist()],
         )
@@ -155,10 +178,10 @@ def test_rank_correlation_is_that_of_scipy(page):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_random_layers_are_drawn_as_pytorch_draws_them(page, layer):
+def test_random_layers_are_drawn_as_pytorch_draws_them(lasting, layer):
     def draw(seed):
-        call = f"(() => {{ const {{weight, bias}} = engine.randomLayer('{layer}', {seed}); return [[...weight], [...bias]]; }})()"
-        return map(np.array, page.evaluate(call))
+        call = f"(({{weight, bias}}) => [[...weight], [...bias]])(engine.randomLayer('{layer}', {seed}))"
+        return map(np.array, lasting.evaluate(call))
 
     weight, bias = draw(1)
     own = getattr(models.cnn(), layer)
@@ -172,16 +195,16 @@ def test_random_layers_are_drawn_as_pytorch_draws_them(page, layer):
     assert abs(np.corrcoef(weight, other)[0, 1]) < 4 / weight.size**0.5
 
 
-def drawn(page, strokes, width=2.8):
-    found = page.evaluate("([strokes, width]) => [...engine.normalise(strokes, width)]", [strokes, width])
+def drawn(lasting, strokes, width=2.8):
+    found = lasting.evaluate("([strokes, width]) => [...engine.normalise(strokes, width)]", [strokes, width])
     return np.array(found).reshape(28, 28)
 
 
 SEVEN = [[[8, 6], [18, 6], [12, 20]], [[10, 13], [16, 12]]]
 
 
-def test_drawings_are_made_like_the_training_data(page):
-    picture = drawn(page, SEVEN)
+def test_drawings_are_made_like_the_training_data(lasting):
+    picture = drawn(lasting, SEVEN)
     ink = picture > 0.2
     assert 19 <= max(np.ptp(np.nonzero(ink)[axis]) + 1 for axis in (0, 1)) <= 21
     rows, columns = np.indices(picture.shape)
@@ -190,9 +213,9 @@ def test_drawings_are_made_like_the_training_data(page):
     assert picture.sum() / skeletonize(picture > 0.5).sum() == pytest.approx(2.8, rel=0.15)
     assert picture.min() == 0 and picture.max() == 1
     moved = [[[2 + 0.6 * x, 5 + 0.6 * y] for x, y in stroke] for stroke in SEVEN]
-    assert drawn(page, moved) == pytest.approx(picture, abs=1e-5)
-    assert not drawn(page, []).any()
-    assert 4 < drawn(page, [[[3, 3]]]).sum() < 8  # a tap is a dot of the pen's width
+    assert drawn(lasting, moved) == pytest.approx(picture, abs=1e-5)
+    assert not drawn(lasting, []).any()
+    assert 4 < drawn(lasting, [[[3, 3]]]).sum() < 8  # a tap is a dot of the pen's width
 
 
 def test_training_digits_are_centred_as_drawings_are():
@@ -209,37 +232,40 @@ def test_training_digits_are_centred_as_drawings_are():
 
 
 @pytest.mark.parametrize("name", served.SETS)
-def test_the_limit_is_that_of_the_training_data(name):
-    known = served.patterns(name)
-    flat = data.load(name, "train").images.flatten(1)
-    rest = torch.from_numpy(pca_rest(flat.numpy(), served.COMPONENTS))
-    assert known.left_over(flat) == pytest.approx(rest, abs=2e-3)
-    assert (rest > known.limit).float().mean() == pytest.approx(served.RARE, abs=0.002)
-
-
-def pca_rest(flat, components):
-    """What the mean and the first right singular vectors leave over, as a share."""
+def test_the_limits_are_those_of_the_training_data(name):
+    known, flat = served.training_images(name), data.load(name, "train").images.flatten(1).double().numpy()
+    variances, vectors = np.linalg.eigh(np.cov(flat.T))
+    variances[: -served.COMPONENTS] = variances[: -served.COMPONENTS].mean()
+    precision = vectors / variances @ vectors.T
     centred = flat - flat.mean(0)
-    vectors = np.linalg.svd(centred, full_matrices=False)[2][:components]
-    return np.linalg.norm(centred - centred @ vectors.T @ vectors, axis=1) / np.linalg.norm(flat, axis=1)
+    distances = np.sqrt((centred @ precision * centred).mean(1))
+    assert known.distance(torch.from_numpy(flat).float()) == pytest.approx(torch.from_numpy(distances), abs=2e-3)
+    low, high = known.limits
+    typical = ((low <= distances) & (distances <= high)).mean()
+    assert typical == pytest.approx(served.TYPICAL[1] - served.TYPICAL[0], abs=0.003)
+    assert np.sqrt((distances**2).mean()) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_page_says_what_is_unlike_the_training_data(page):
-    known = served.patterns("digits")
+    known = served.training_images("digits")
     others = torch.stack([UNSEEN, data.load("clothes").images[0], data.load("digits").images[0]])
     found = page.evaluate(
         """images => {
-            const {mean, components} = playgroundData.digits.patterns;
-            const patterns = {mean: engine.halves(mean), components: engine.halves(components)};
-            return images.map(image => engine.leftOver(Float32Array.from(image), patterns));
+            const training = playgroundData.digits.training;
+            const [mean, components] = [training.mean, training.components].map(engine.halves);
+            return images.map(image => engine.distance(Float32Array.from(image), {...training, mean, components}));
         }""",
         others.flatten(1).tolist(),
     )
-    assert found == pytest.approx(known.left_over(others).tolist(), abs=1e-4)
-    assert page.inner_text("[data-part=unlike]") == ""
+    assert found == pytest.approx(known.distance(others).tolist(), rel=1e-4)
+    low, high = known.limits
+    unlike = page.locator("[data-part=unlike]")
+    assert low <= shown(page, "distance") <= high and unlike.inner_text() == ""
     scribble(page, [(0.1 + 0.05 * i, (i % 2) * 0.8 + 0.1) for i in range(17)])
-    assert shown(page, "share") > known.limit
-    assert "Unlike the training data" in page.inner_text("[data-part=unlike]")
+    assert shown(page, "distance") > high and "Unlike the training data" in unlike.inner_text()
+    page.click("[data-part=clear]")
+    scribble(page, [(0.5, 0.5)])  # a blot
+    assert shown(page, "distance") < low and "Unlike the training data" in unlike.inner_text()
 
 
 # ---------------------------------------------------------------- the page
@@ -279,17 +305,15 @@ def test_the_numbers_shown_are_those_of_scipy(page, signs):
     switch(page, "logits", "fc1")
     page.select_option("select[name=signs]", signs)
     settle(page)
-    maps = [
-        {name: np.array(map) for name, map in answer["maps"].items()}
-        for answer in page.eval_on_selector("#playground", ANSWER)
-    ]
-    own = (lambda map: map) if signs == "signed" else np.abs
+    networks = answers(page)
     for method in served.METHODS:
-        expected = [stats.spearmanr(own(maps[0][method]), own(other[method])).statistic for other in maps[1:]]
-        texts = [text.replace("−", "-") for text in column(page, method, "similarity")[1:]]
+        trained, *draws = [np.array(network["maps"][method]) for network in networks]
+        sizes = [float(text.removeprefix("max ")) for text in column(page, method, "size")[:3]]
+        assert sizes == pytest.approx([np.abs(map).max() for map in (trained, *draws)], rel=0.06)
+        own = np.abs if signs == "absolute" else np.array
+        expected = [stats.spearmanr(own(trained), own(draw)).statistic for draw in draws]
+        texts = [text.replace("−", "-") for text in column(page, method, "similarity")[1:3]]
         assert [float(text) for text in texts] == pytest.approx(expected, abs=0.0051)
-        sizes = [float(text.removeprefix("max ")) for text in column(page, method, "size")]
-        assert sizes == pytest.approx([np.abs(map[method]).max() for map in maps], rel=0.06)
 
 
 def test_another_drawing_and_a_twin_stand_beside_the_similarity(page):
@@ -301,6 +325,7 @@ def test_another_drawing_and_a_twin_stand_beside_the_similarity(page):
     settle(page)
     for method in served.METHODS:
         maps = saliency.METHODS[method](trained, images, classes)[:, 0]
+        maps = maps.round(decimals=6)  # where Sobel's terms cancel, float32 leaves some 1e-9
         others = torch.cat([maps[:8], maps[9:]])
         floor = similarity.spearman_abs(maps[8].expand_as(others), others)
         ceiling = similarity.spearman_abs(maps[8:9], saliency.METHODS[method](twin, images[8:9], classes[8:9])[:, 0])
@@ -326,7 +351,7 @@ def test_a_reroll_draws_anew_and_a_draw_stays_with_its_layer(page):
     switch(page, "fc1")
     first = layer("fc1")
     assert len(set(first)) == 5
-    switch(page, "logits")
+    switch(page, "fc1", "logits")
     assert layer("fc1") == first
     page.click("[data-part=reroll]")
     settle(page)

@@ -224,19 +224,17 @@
       showLines(method, lines[method]);
     }
     showProbabilities(set.classes, trained.probabilities, layers.length ? results.slice(1).map((r) => r.probabilities) : []);
-    const share = engine.leftOver(image, set.patterns);
-    part("unlike").textContent = unlike(set, image, share);
-    form.shown = { image, share, results, twin, lines }; // the numbers behind the page, for consoles and tests
+    const distance = engine.distance(image, set.training);
+    part("unlike").textContent = unlike(set, image, distance);
+    form.shown = { image, distance, results, twin, lines }; // the numbers behind the page, for consoles and tests
     describeSoon(() => describe(set, layers, results, lines));
   }
 
-  function unlike(set, image, share) {
+  function unlike(set, image, distance) {
+    const [low, high] = set.training.limits;
     if (!engine.largest(image)) return "The paper is blank: unlike the training data.";
-    if (share <= set.patterns.limit) return "";
-    return (
-      `Unlike the training data: the patterns of the training images leave ${percent(share)} of it over, ` +
-      `and more than ${percent(set.patterns.limit)} is rare. Whatever the network says here is a guess.`
-    );
+    if (low <= distance && distance <= high) return "";
+    return `Unlike the training data: its distance from their mean is ${number(distance)}, and most have ${range([low, high])}.`;
   }
 
   // ---------------------------------------------------------------- the same in words
@@ -293,7 +291,7 @@
       const script = element("script", { src: form.dataset.folder + name + ".js", onload: resolve, onerror: reject });
       document.head.append(script);
     });
-    const { classes, labels, samples, weights, pen, patterns } = playgroundData[name];
+    const { classes, labels, samples, weights, pen, training } = playgroundData[name];
     sets[name] = {
       classes,
       labels,
@@ -301,7 +299,7 @@
       samples: engine.images(samples),
       trained: engine.network(engine.halves(weights.trained)),
       twin: engine.network(engine.halves(weights.twin)),
-      patterns: { ...patterns, mean: engine.halves(patterns.mean), components: engine.halves(patterns.components) },
+      training: { ...training, mean: engine.halves(training.mean), components: engine.halves(training.components) },
       others: {},
       drawn: {},
     };
