@@ -140,7 +140,7 @@ def unlike() -> str:
     outside = {name: ((d < low) | (d > high)).double().mean().item() for name, d in distances.items()}
     return (
         "That is said where its Mahalanobis distance from the mean of the training images (from "
-        f"{COMPONENTS} principal components, scaled so that 1 is typical) is not between {low:.2f} and {high:.2f}, as it "
-        f"is for {TYPICAL[1] - TYPICAL[0]:.0%} of them. The rule marks {outside['digits']:.0%} of the test digits and "
-        f"{outside['clothes']:.0%} of the garments: what it does *not* mark may still be strange."
+        f"{COMPONENTS} principal components, scaled so that 1 is typical) is not between {low:.2f} and "
+        f"{high:.2f}, as it is for {TYPICAL[1] - TYPICAL[0]:.0%} of them. The rule marks {outside['digits']:.0%} of "
+        f"the test digits and {outside['clothes']:.0%} of the garments: what it does *not* mark may still be strange."
     )
