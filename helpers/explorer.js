@@ -7,7 +7,7 @@
     const controls = labels.map((_, k) => root.querySelector(`[data-axis="${k}"]`));
     const slider = root.querySelector(".controls input[type=range]");
     const along = controls.indexOf(slider);
-    const [play, output, status] = ["button", "output", "[role=status]"].map((what) => root.querySelector(what));
+    const [play, label, status] = ["button", ".slider span", "[role=status]"].map((what) => root.querySelector(what));
 
     const place = (control) => {
       if (!control) return 0; // an axis of one label
@@ -26,8 +26,8 @@
       }
       if (!slider) return;
       for (const dot of root.querySelectorAll("[data-at]")) dot.classList.toggle("now", dot.dataset.at == at[along]);
-      output.textContent = labels[along][at[along]];
-      slider.setAttribute("aria-valuetext", output.textContent);
+      label.textContent = labels[along][at[along]];
+      slider.setAttribute("aria-valuetext", label.textContent);
     };
 
     let timer = null;

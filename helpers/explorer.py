@@ -261,7 +261,7 @@ def _controls(axes, slider: str | None, switches: tuple[int, int] | None) -> str
         elif name == slider:
             label = f'<label>{escape(name)}<input type="range" {attributes} max="{len(labels) - 1}" value="0"></label>'
             width = max(map(len, labels))  # so that nothing moves when the label changes
-            shown = f'<output aria-live="off" style="min-width:{width}ch">{escape(labels[0])}</output>'
+            shown = f'<span aria-hidden="true" style="min-width:{width}ch">{escape(labels[0])}</span>'
             controls.append(f'<div class="slider">{label}{shown}<button type="button">Play</button></div>')
         elif len(labels) > 1:
             options = "".join(f"<option>{escape(label)}</option>" for label in labels)
