@@ -23,6 +23,7 @@ from pathlib import Path
 
 import api_reference
 import nbformat
+import playground
 import scorecard
 from address import pages, repository
 from PIL import Image
@@ -91,6 +92,7 @@ def generated(root: Path, claimed: list[scorecard.Chapter]) -> dict[Path, dict[s
             "scorecard: claims": scorecard.claims(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
+        Path("book/playground.md"): {"playground: unlike": playground.unlike()},
     }
 
 
@@ -108,6 +110,7 @@ def layout(root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]]
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources |= playground.files()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
