@@ -34,26 +34,31 @@ const blindTest = {
   sureness: ["can’t tell", "a guess", "fairly sure", "certain"],
   foils: { untrained: "Against the same network, untrained", edges: "Against an edge detector" },
 
-  percent: (share) => `${Math.round(100 * share)} %`,
+  percent: (share) => `${Math.round(100 * share)}\u00a0%`,
   times: (chance) => (chance >= 0.01 ? `${Math.round(100 * chance)} of 100` : `${Math.round(1000 * chance)} of 1000`),
 
   /** What a count of right answers says, and what it does not. */
   meaning(k, n) {
     if (n === 0) return "You named no side, so there is nothing to score.";
     const [low, high] = blindTest.interval(k, n);
-    const luck = `Who guesses gets ${k} or more of ${n} right in ${blindTest.times(blindTest.atLeast(k, n, 0.5))} tries.`;
-    if (low > 0.5) return `${luck} The interval lies above 50 %: on pairs like these you do better than guessing.`;
-    if (high < 0.5) return `${luck} The interval lies below 50 %: what looks right to you here is the other map.`;
+    const [tail, chance] = 2 * k < n
+      ? ["fewer", 1 - blindTest.atLeast(k + 1, n, 0.5)]
+      : ["more", blindTest.atLeast(k, n, 0.5)];
+    const luck = `Guessing gets ${k} or ${tail} of ${n} right in ${blindTest.times(chance)} tries.`;
+    if (low > 0.5) return `${luck} The interval lies above 50\u00a0%: on pairs like these you do better than guessing.`;
+    if (high < 0.5) return `${luck} The interval lies below 50\u00a0%: on pairs like these you mostly take the other map.`;
     const needed = blindTest.needed(n);
-    const count = needed === null ? `no score on ${n} could` : `it takes ${needed} right of ${n}`;
-    return `${luck} The interval includes 50 %: this does not tell you from someone who guesses, and does not show
-      that you do. To rule guessing out, ${count}.`;
+    const limit = needed === null ? `No score on so few pairs could` : `Only ${needed === n ? "all" : `${needed} or more of`} ${n} would`;
+    return `${luck} The interval includes 50\u00a0%: this does not tell you from someone who guesses, nor does it show
+      that you guessed. ${limit} rule guessing out.`;
   },
 
   picture(k, n) {
-    const [low, high] = blindTest.interval(k, n).map((share) => 10 + 200 * share);
-    return `<svg viewBox="0 0 220 30" aria-hidden="true"><path class="axis" d="M10 20H210"/><path class="chance" d="M110 4V28"/>
-      <path class="interval" d="M${low} 14H${high}"/><circle cx="${10 + (200 * k) / n}" cy="14" r="5"/></svg>`;
+    const at = (share) => 14 + 200 * share;
+    const [low, high] = blindTest.interval(k, n).map(at);
+    const names = [[0, "0 %"], [0.5, "guessing"], [1, "100 %"]].map(([share, name]) => `<text x="${at(share)}" y="34">${name}</text>`);
+    return `<svg viewBox="0 0 228 38" aria-hidden="true"><path d="M14 20H214"/><path class="chance" d="M114 2V24"/>
+      <path class="interval" d="M${low} 12H${high}"/><circle cx="${at(k / n)}" cy="12" r="4.5"/>${names.join("")}</svg>`;
   },
 
   score(foil, answers) {

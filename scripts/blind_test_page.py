@@ -69,13 +69,15 @@ def _picture(file: str, alt: str, caption: str, kind: str = "") -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _pair(trial: dict) -> str:
-    """The image and its two maps, described without a hint of what they are."""
+def _pair(trial: dict, answers: str) -> str:
+    """The image and its two maps, described without a hint of what they are, and under them the answers."""
     files = trial["pictures"]
     return (
-        _picture(files["image"], f"The image: {trial['title']}.", "the image")
+        '<div class="pair">'
+        + _picture(files["image"], f"The image: {trial['title']}.", "the image")
         + _picture(files["left"], "The left map, to be judged by eye.", "left map", "map")
         + _picture(files["right"], "The right map, to be judged by eye.", "right map", "map")
+        + f"{answers}</div>"
     )
 
 
@@ -92,15 +94,14 @@ def _choice(number: int, value: str, label: str) -> str:
 
 
 def _question(number: int, trial: dict, count: int) -> str:
-    sides = ""
+    answers = ""
     for side in ("left", "right"):
         choices = (_choice(number, f"{side} {sure}", f"{side}, {word}") for sure, word in SURE.items())
-        sides += f'<div class="{side}">{"".join(choices)}</div>'
+        answers += f'<div class="{side}">{"".join(choices)}</div>'
+    answers += f'<div class="unsure">{_choice(number, "none 0", "can’t tell")}</div>'
     legend = f"Pair {number} of {count}: which map comes from the trained network?"
-    return (
-        f"<fieldset{' hidden' if number > 1 else ''}><legend>{legend}</legend><div>{_pair(trial)}{sides}"
-        f'<div class="unsure">{_choice(number, "none 0", "can’t tell")}</div></div></fieldset>'
-    )
+    hidden = " hidden" if number > 1 else ""
+    return f"<fieldset{hidden}><legend>{legend}</legend>{_pair(trial, answers)}</fieldset>"
 
 
 def _test(about: dict) -> str:
@@ -109,7 +110,8 @@ def _test(about: dict) -> str:
     key = [{"foil": trial["foil"], "answer": answer(trial), "text": _told(trial)} for trial in trials]
     return f"""<form id="blind-test" class="blind-test" autocomplete="off">
 {questions}
-<nav aria-label="Pairs" hidden><button type="button" class="btn">Back</button><output>1 of {len(trials)}</output>
+<nav aria-label="Pairs" hidden><button type="button" class="btn btn-outline-primary">Back</button>
+<output>1 of {len(trials)}</output>
 <button type="submit" class="btn btn-primary">Next pair</button></nav>
 <noscript><p>This is the first pair of {len(trials)}. Scripts are switched off here; the
 <a href="blind_test_sheet.html">sheet to print</a> has all pairs, and the answers at its end.</p></noscript>
@@ -122,7 +124,7 @@ def _test(about: dict) -> str:
 to one case of twenty. Who tells a map from an edge picture knows what edge pictures look like; it does not follow that
 the map explains anything.</p>
 <h3>One more pair</h3>
-<div class="last">{_last(end)}</div>
+<div class="pair">{_last(end)}</div>
 {_moral(end)}
 <details><summary>Every pair with its answer</summary></details>
 </section>
@@ -146,10 +148,10 @@ def _moral(end: dict) -> str:
     return f"""<p>The noisy map comes from a network that names this image right (Gradient). The one that looks like the
 object comes from the same network with random weights, which has learned nothing (Guided Backprop). The pair was picked
 by a rule: of {count} objects on plain grey that the network names right, it is the one where the untrained map
-resembles the edges of the image by most more than the trained map does (correlation {like["untrained"]} against
-{like["trained"]}). The untrained map resembles the edges more in {end["untrained_more_like_edges"]} of the {count}; yet
-the trained map lies better on the object (area under the ROC curve) in {end["trained_more_on_object"]}. How a map looks
-and what it knows are two questions.</p>
+resembles the edges of the image by most more than the trained map does (correlation {like["untrained"]:.2f} against
+{like["trained"]:.2f}). The untrained map resembles the edges more in {end["untrained_more_like_edges"]} of the {count};
+yet the trained map lies better on the object (area under the ROC curve) in {end["trained_more_on_object"]}. How a map
+looks and what it knows are two questions.</p>
 <p><strong>Looking is no test.</strong> A test changes the network and asks whether the map notices:
 <a href="../notebooks/randomization/cascading.html">run the first one</a>.</p>"""
 
@@ -177,8 +179,8 @@ trained network names."""
 
 def _sheet(about: dict) -> str:
     boxes = "".join(f"<span>☐ {word}</span>" for word in SURE.values())
-    ticks = f"<p>☐ can’t tell</p><p><strong>left</strong>{boxes}</p><p><strong>right</strong>{boxes}</p>"
-    pairs = (f"<li><div>{_pair(trial)}{ticks}</div></li>" for trial in about["trials"])
+    ticks = f'<p class="left">left{boxes}</p><p class="right">right{boxes}</p><p class="unsure">☐ can’t tell</p>'
+    pairs = (f"<li>{_pair(trial, ticks)}</li>" for trial in about["trials"])
     return f'<ol class="blind-sheet">{"".join(pairs)}</ol>'
 
 
@@ -191,5 +193,5 @@ def _answer_key(about: dict) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("Pair", "Right", "Against", "The maps"))
     return (
         f'<table class="table blind-key"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<div class="blind-test"><div class="last">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
+        f'<div class="blind-test"><div class="pair">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
     )
