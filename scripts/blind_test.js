@@ -45,10 +45,10 @@ const blindTest = {
       ? ["fewer", 1 - blindTest.atLeast(k + 1, n, 0.5)]
       : ["more", blindTest.atLeast(k, n, 0.5)];
     const luck = `Guessing gets ${k} or ${tail} of ${n} right in ${blindTest.times(chance)} tries.`;
-    if (low > 0.5) return `${luck} The interval lies above 50\u00a0%: on pairs like these you do better than guessing.`;
-    if (high < 0.5) return `${luck} The interval lies below 50\u00a0%: on pairs like these you mostly take the other map.`;
+    if (low > 0.5) return `${luck} The interval lies above 50\u00a0%: on pairs like those you answered you do better than guessing.`;
+    if (high < 0.5) return `${luck} The interval lies below 50\u00a0%: on pairs like those you answered you mostly take the other map.`;
     const needed = blindTest.needed(n);
-    const limit = needed === null ? `No score on so few pairs could` : `Only ${needed === n ? "all" : `${needed} or more of`} ${n} would`;
+    const limit = needed === null ? `No score on so few pairs could` : `Only ${needed === n ? "all" : `${needed} or more of`} ${n} right would`;
     return `${luck} The interval includes 50\u00a0%: this does not tell you from someone who guesses, nor does it show
       that you guessed. ${limit} rule guessing out.`;
   },

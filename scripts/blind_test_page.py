@@ -110,7 +110,7 @@ def _test(about: dict) -> str:
     key = [{"foil": trial["foil"], "answer": answer(trial), "text": _told(trial)} for trial in trials]
     return f"""<form id="blind-test" class="blind-test" autocomplete="off">
 {questions}
-<nav aria-label="Pairs" hidden><button type="button" class="btn btn-outline-primary">Back</button>
+<nav aria-label="Pairs" hidden><button type="button" class="btn">Back</button>
 <output>1 of {len(trials)}</output>
 <button type="submit" class="btn btn-primary">Next pair</button></nav>
 <noscript><p>This is the first pair of {len(trials)}. Scripts are switched off here; the
