@@ -18,7 +18,7 @@ METHODS = {
     "integrated_gradients": "Integrated Gradients",
     "guided_backprop": "Guided Backprop",
 }
-SIDES = {"trained": "trained network", "untrained": "untrained network", "edges": "edge detector"}
+SIDES = {"trained": "trained", "untrained": "untrained", "edges": "edge detector"}
 FOILS = {"untrained": "untrained network", "edges": "edge detector", "catch": "no right answer"}
 SURE = {3: "certain", 2: "fairly sure", 1: "a guess"}
 
@@ -138,8 +138,8 @@ def _last(end: dict) -> str:
     files = end["pictures"]
     return (
         _picture(files["image"], f"The image: {end['title']}.", "the image")
-        + _picture(files["trained"], "Scattered bright dots: the object can hardly be made out.", "trained", "map")
-        + _picture(files["untrained"], "The object's shape in bright dots on black.", "never trained", "map")
+        + _picture(files["trained"], "Scattered dots: the object can hardly be made out.", "trained", "map")
+        + _picture(files["untrained"], "The shape of the object in dots.", "never trained", "map")
     )
 
 
@@ -181,7 +181,7 @@ def _sheet(about: dict) -> str:
     boxes = "".join(f"<span>☐ {word}</span>" for word in SURE.values())
     ticks = f'<p class="left">left{boxes}</p><p class="right">right{boxes}</p><p class="unsure">☐ can’t tell</p>'
     pairs = (f"<li>{_pair(trial, ticks)}</li>" for trial in about["trials"])
-    return f'<ol class="blind-sheet">{"".join(pairs)}</ol>'
+    return f'<ol class="blind-sheet blind-paper">{"".join(pairs)}</ol>'
 
 
 def _answer_key(about: dict) -> str:
@@ -190,8 +190,8 @@ def _answer_key(about: dict) -> str:
         f"<td>{_told(trial)}</td></tr>"
         for number, trial in enumerate(about["trials"], start=1)
     )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in ("Pair", "Right", "Against", "The maps"))
+    head = "".join(f"<th scope='col'>{name}</th>" for name in ("Pair", "Answer", "Against", "The maps"))
     return (
         f'<table class="table blind-key"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<div class="blind-test"><div class="pair">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
+        f'<div class="blind-test blind-paper"><div class="pair">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
     )
