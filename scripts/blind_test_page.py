@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from html import escape
 from pathlib import Path
 
-from run_chapters import surroundings
+from run_chapters import KEPT, surroundings
 
 SCRIPT = Path(__file__).with_name("blind_test.py")
 BEHAVIOUR = Path(__file__).with_name("blind_test.js")
@@ -27,11 +28,15 @@ def drawn(root: Path) -> Path:
     """The folder of trials and pictures, made anew where the package or the script has changed."""
     key = hashlib.sha256(surroundings(root).encode() + SCRIPT.read_bytes()).hexdigest()[:16]
     folder = root / "_build/blind_test" / key
-    if not (folder / "trials.json").exists():  # written last
+    if (folder / "trials.json").exists():  # written last
+        folder.touch()
+    else:
         print("Drawing the blind test ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         if subprocess.run([sys.executable, SCRIPT, folder], cwd=root).returncode:
             sys.exit("\nThe blind test was not drawn; the error above says why.")
+    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old)
     return folder
 
 
@@ -173,7 +178,8 @@ of clothes (our small network, trained from eight seeds).
 Each of the first two kinds meets each method twice: {", ".join(METHODS.values())}.
 Grad-CAM is left out, because nobody could mistake its coarse blobs for edges. Half of the pairs show each map at its
 own scale, white from its 99 % quantile on. The other half show each pixel by its rank, ties in random order: both maps
-have exactly the same grey levels, and contrast gives nothing away. All maps are unsigned and explain the class that the
+have exactly the same grey levels, and contrast gives nothing away; there are too few pairs to score the two halves
+apart. All maps are unsigned and explain the class that the
 trained network names."""
 
 
