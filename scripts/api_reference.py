@@ -21,6 +21,7 @@ INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relev
 INSIDE |= {f"sanity.{name}" for name in ("named", "draws_noise", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "models.Shipped", "models.checkpoint_name"}
+INSIDE |= {f"live.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
 INSIDE |= {"saliency.cam.last_convolution", "training.check_labels"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows
