@@ -1,7 +1,7 @@
 """A panel for trying the test of randomised weights: image, method and stage are chosen, maps are computed on demand.
 
 Where nobody can press a button, because the variable `SANITY_STATIC` is 1 (the build of the pages sets it), the
-panel is a figure of what it would show first, with a sentence on how to get it live.
+panel is a figure of what it would show first. The figure's caption, in the cell's metadata, says how to get it live.
 """
 
 import inspect
@@ -14,7 +14,6 @@ from itertools import chain
 
 import ipywidgets as widgets
 import torch
-from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
@@ -22,10 +21,6 @@ from torchvision.transforms.v2 import functional as F
 
 from helpers import photographs, plots, randomization, saliency, similarity
 
-HOW_TO_RUN = (
-    "*This is a picture of the panel. To choose image, method and stage yourself, run the chapter: in Binder or Colab,"
-    " with the links under its title, or with `make lab` on your machine.*"
-)
 LARGEST = 40_000_000  # pixels of an image that is read; what a phone takes has 12 to 24 million
 SMALLEST = 32  # pixels of a side
 TRAINED = "trained"
@@ -278,7 +273,6 @@ def panel(
     chosen = {name: _with_references(method, references) for name, method in (methods or saliency.METHODS).items()}
     if os.environ.get("SANITY_STATIC") != "1":
         return Panel(model, pictures, prepare=prepare, classes=classes, methods=chosen, seed=seed)
-    display(Markdown(HOW_TO_RUN))
     picture, method = next(iter(pictures.values())), next(iter(chosen.values()))
     image = prepare(picture[None].to(device))
     last = stages(model, image)[:FIRST][-1]

@@ -250,7 +250,7 @@ def test_panel_is_a_picture_with_a_way_to_get_it_live(html, name):
     page = soup(html / name)
     [cell] = [cell for cell in page.select("div.cell") if "live.panel(" in cell.get_text()]
     assert len(cell.select("figure img[alt]")) == 1
-    assert "This is a picture of the panel" in cell.get_text()
+    assert "run this chapter in Binder or Colab" in cell.select_one("figcaption").get_text()
 
 
 @each_chapter
