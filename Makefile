@@ -12,7 +12,7 @@ export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test chapter lab bench assets lint format address clean
+.PHONY: help book test pdf chapter lab bench assets lint format address clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
@@ -22,6 +22,9 @@ book: $(INSTALLED) ## run every chapter that changed, then make the pages in _bu
 
 test: book ## build the book where it is missing or old, then run all tests
 	@$(BIN)/python -m pytest
+
+pdf: book ## print the pages into _build/book.pdf; needs Chromium
+	@$(BIN)/python scripts/make_pdf.py
 
 chapter: $(INSTALLED) ## run and show one chapter: make chapter ONLY=cascading
 	@$(BIN)/python scripts/build_book.py --only $(ONLY)

@@ -15,7 +15,7 @@ from address import repository
 ORDER = (
     "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
     "saliency.cam saliency.perturbation saliency.controls similarity localization claims plots edges data "
-    "photographs models training device"
+    "photographs bugs models training device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "draws_noise", "Rows")}
