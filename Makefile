@@ -12,7 +12,7 @@ export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test pdf chapter lab bench assets lint format address clean
+.PHONY: help book test pdf chapter lab anywhere bench assets lint format address clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
@@ -31,6 +31,9 @@ chapter: $(INSTALLED) ## run and show one chapter: make chapter ONLY=cascading
 
 lab: $(INSTALLED) ## open the chapters in JupyterLab
 	@SANITY_STRICT=0 $(BIN)/jupyter lab notebooks
+
+anywhere: $(INSTALLED) ## imitate Colab and Binder: every chapter on one core with 2 GB (half an hour)
+	@$(BIN)/python scripts/anywhere.py
 
 bench: $(INSTALLED) ## time the package (benchmarks/)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -17,8 +17,10 @@ from browser import FLAGS, NO_BOOK, NO_BROWSER, find_browser, serve
 from pypdf import PdfReader, PdfWriter
 from run_chapters import toc_entries
 
-FOOTER = '<p style="font-size: 8px; text-align: center; width: 100%"><span class="title"></span> · <span class="pageNumber"></span></p>'
+FOOTER = """<p style="font-size: 8px; text-align: center; width: 100%">
+<span class="title"></span> · <span class="pageNumber"></span></p>"""
 PAPER = {"format": "A4", "scale": 0.8, "margin": dict.fromkeys(["top", "bottom", "left", "right"], "18mm")}
+PAPER |= {"print_background": True, "display_header_footer": True, "header_template": "<p></p>"}
 OUTWARD = """home => {
     for (const link of document.querySelectorAll("a[href]"))
         if (link.href.startsWith(location.origin) && !link.getAttribute("href").startsWith("#"))
@@ -31,7 +33,7 @@ def print_page(page, address: str, home: str) -> PdfReader:
     page.goto(address, wait_until="networkidle")
     page.evaluate("window.MathJax?.startup?.promise")
     page.evaluate(OUTWARD, home)
-    printed = page.pdf(**PAPER, print_background=True, display_header_footer=True, header_template="<span></span>", footer_template=FOOTER)
+    printed = page.pdf(**PAPER, footer_template=FOOTER)
     return PdfReader(io.BytesIO(printed))
 
 

@@ -1,4 +1,4 @@
-"""A Sphinx extension: what a page says of itself to other sites, where to run it, and no script that it does not use."""
+"""A Sphinx extension: what a page tells other sites, where to run it, and no script that it does not use."""
 
 from html import escape
 

@@ -240,6 +240,20 @@ def test_links_between_pages_have_targets(html):
 
 
 @each_chapter
+def test_chapter_leaves_no_dead_widget(html, name):
+    executed = html.parent / "source" / Path(name).with_suffix(".ipynb")
+    assert "application/vnd.jupyter.widget" not in executed.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [n for n in CHAPTERS if "live.panel(" in (ROOT / n).with_suffix(".ipynb").read_text()])
+def test_panel_is_a_picture_with_a_way_to_get_it_live(html, name):
+    page = soup(html / name)
+    [cell] = [cell for cell in page.select("div.cell") if "live.panel(" in cell.get_text()]
+    assert len(cell.select("figure img[alt]")) == 1
+    assert "run this chapter in Binder or Colab" in cell.select_one("figcaption").get_text()
+
+
+@each_chapter
 def test_chapter_ran_without_warnings(html, name):
     executed = nbformat.read(html.parent / "source" / Path(name).with_suffix(".ipynb"), as_version=4)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
