@@ -3,11 +3,11 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)");
 
   const start = (root) => {
-    const { labels, parts } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-    const controls = labels.map((_, k) => root.querySelector(`[data-axis="${k}"]`));
+    const { axes, parts } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+    const controls = axes.map((_, k) => root.querySelector(`[data-axis="${k}"]`));
     const slider = root.querySelector(".controls input[type=range]");
     const along = controls.indexOf(slider);
-    const [play, label, status] = ["button", ".slider span", "[role=status]"].map((what) => root.querySelector(what));
+    const [play, reached, status, state] = ["button", ".slider span", "[role=status]", ".state"].map((what) => root.querySelector(what));
 
     const place = (control) => {
       if (!control) return 0; // an axis of one label
@@ -18,16 +18,21 @@
 
     const show = () => {
       const at = controls.map(place);
+      const words = (steps) => axes.flatMap(([name, labels], k) => (steps[k] ? `${name} ${labels[at[k]]}` : [])).join(", ");
       for (const element of root.querySelectorAll("[data-part]")) {
-        const { steps, shown } = parts[element.dataset.part];
-        const now = shown[steps.reduce((sum, step, k) => sum + step * at[k], 0)];
-        if (element.localName === "img") [element.src, element.alt] = now;
-        else if (element.innerHTML !== now) element.innerHTML = now;
+        const { name, steps, values, shown } = parts[element.dataset.part];
+        const now = values[shown[steps.reduce((sum, step, k) => sum + step * at[k], 0)]];
+        if (element.localName === "img") {
+          element.src = `data:image/webp;base64,${now}`;
+          element.alt = [name, words(steps)].filter(Boolean).join(": ");
+        } else if (element.localName === "g") element.innerHTML = now;
+        else element.textContent = now;
       }
+      state.textContent = words(axes.map(([, labels]) => labels.length - 1));
       if (!slider) return;
       for (const dot of root.querySelectorAll("[data-at]")) dot.classList.toggle("now", dot.dataset.at == at[along]);
-      label.textContent = labels[along][at[along]];
-      slider.setAttribute("aria-valuetext", label.textContent);
+      reached.textContent = axes[along][1][at[along]];
+      slider.setAttribute("aria-valuetext", reached.textContent);
     };
 
     let timer = null;
@@ -38,7 +43,7 @@
       status.setAttribute("aria-live", "polite");
     };
     const step = () => {
-      slider.value = (Number(slider.value) + 1) % labels[along].length;
+      slider.value = (Number(slider.value) + 1) % axes[along][1].length;
       show();
       if (timer && (slider.value === slider.max || !root.isConnected)) stop();
     };

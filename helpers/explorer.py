@@ -9,6 +9,7 @@ off, and in print, the first state and the table of all numbers are there.
 import base64
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -93,9 +94,9 @@ def explore(
     parts: list[dict] = []  # whatever changes with the state
     figures = _figures({name: _image(name, values, axes, parts) for name, values in pictures.items()}, wipe)
     drawn = [_chart(chart, series, slider, axes, parts) for chart, series in charts.items()]
-    status = f'<div role="status" data-part="{len(parts)}">{_add(parts, *_sentences(axes, charts, facts))}</div>'
+    status = _status(axes, charts, facts, parts)
     legend = _legend(charts, list(axes).index(slider)) if charts else ""
-    data = json.dumps({"labels": list(axes.values()), "parts": parts}).replace("<", "\\u003c")
+    data = json.dumps({"axes": list(axes.items()), "parts": parts}, separators=(",", ":")).replace("<", "\\u003c")
     style, script = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
     return Explorer(
         f'<div class="explorer" role="group" aria-label="{escape(title)}">\n<style>\n{style}</style>\n'
@@ -193,21 +194,21 @@ def _pictures(name: str, values: Array, axes) -> np.ndarray:
     return (array * 255).round().astype(np.uint8)
 
 
-def _add(parts: list, shown: list, shape: Sequence[int]):
-    """Store a part: what it shows, state after state, and how far apart the neighbours on each axis are."""
+def _add(parts: list, shown: list[str], shape: Sequence[int], name: str = "") -> str:
+    """Store a part, what it shows state after state; returns the first, and `parts` says where to look for others."""
+    places = {value: place for place, value in enumerate(dict.fromkeys(shown))}
     steps = [int(np.prod(shape[k + 1 :])) * (size > 1) for k, size in enumerate(shape)]
-    parts.append({"steps": steps, "shown": shown})
+    parts.append({"name": name, "steps": steps, "values": list(places), "shown": [places[value] for value in shown]})
     return shown[0]
 
 
-def _states(axes, shape: tuple[int, ...]) -> list[str]:
-    """Each state in words; axes that make no difference are left out."""
-    named = [[f"{name} {label}" for label in axes[name]] for name, size in zip(axes, shape) if size > 1]
-    return [", ".join(state) for state in product(*named)]
+def _state(axes, shape: Sequence[int]) -> str:
+    """The first state in words; axes that make no difference are left out."""
+    return ", ".join(f"{name} {labels[0]}" for (name, labels), size in zip(axes.items(), shape) if size > 1)
 
 
-def _words(values: np.ndarray, axes) -> list[str]:
-    """Numbers as one reads them, or words as they are, one for each state."""
+def _words(values: np.ndarray) -> list[str]:
+    """Numbers as one reads them, or words as they are."""
 
     def word(value) -> str:
         if isinstance(value, str | int | np.integer):
@@ -215,37 +216,40 @@ def _words(values: np.ndarray, axes) -> list[str]:
         digits = "undefined" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1 else f"{value:.3g}"
         return digits.replace("-", "−")
 
-    return [word(value) for value in np.broadcast_to(values, [len(labels) for labels in axes.values()]).ravel()]
+    return [word(value) for value in values.ravel()]
 
 
 def _line(name: str) -> str:
     return LINES[name][0] if name in LINES else name
 
 
-def _sentences(axes, charts, facts) -> tuple[list[str], list[int]]:
-    """For each state what it is and what its numbers are, as HTML; and the shape."""
-    shape = [len(labels) for labels in axes.values()]
-    columns = [[f"<p>{escape(state)}</p>" for state in _states(axes, shape)]]
+def _status(axes, charts, facts, parts) -> str:
+    """In words, what the state is and what its numbers are."""
+
+    def number(tag: str, values: np.ndarray) -> str:
+        first = _add(parts, _words(values), values.shape)
+        return f'<{tag} data-part="{len(parts) - 1}">{escape(first)}</{tag}>'
+
+    lines = [f'<span class="state">{escape(_state(axes, [len(labels) for labels in axes.values()]))}</span>']
     for chart, series in charts.items():
-        (_, shown), *others = [(escape(_line(name)), _words(values, axes)) for name, values in series.items()]
-        rest = zip(*([f"{name} {word}" for word in words] for name, words in others))
-        rest = [f" ({'; '.join(lines)})" for lines in rest] or [""] * len(shown)
-        columns.append([f"<p>{escape(chart)} <b>{word}</b>{lines}</p>" for word, lines in zip(shown, rest)])
-    for name, values in facts.items():
-        columns.append([f"<p>{escape(name)} <b>{escape(word)}</b></p>" for word in _words(values, axes)])
-    return ["".join(pieces) for pieces in zip(*columns)], shape
+        (_, values), *others = series.items()
+        shown = number("b", values)
+        rest = "; ".join(f"{escape(_line(name))} {number('span', values)}" for name, values in others)
+        lines.append(f"{escape(chart)} {shown}{f' ({rest})' * bool(rest)}")
+    lines += [f"{escape(name)} {number('b', values)}" for name, values in facts.items()]
+    return f'<div role="status" aria-atomic="true">{"".join(f"<p>{line}</p>" for line in lines)}</div>'
 
 
 def _table(axes, charts, facts) -> str:
     """All numbers, one row a state."""
     columns = dict(zip(axes, zip(*product(*axes.values()))))
-    for chart, series in charts.items():
-        for k, (name, values) in enumerate(series.items()):
-            columns[f"{chart}, {_line(name)}" if k else chart] = _words(values, axes)
-    columns |= {name: _words(values, axes) for name, values in facts.items()}
+    given = {f"{chart}, {_line(name)}" if k else chart: values
+             for chart, series in charts.items() for k, (name, values) in enumerate(series.items())}  # fmt: skip
+    for name, values in (given | facts).items():
+        columns[name] = _words(np.broadcast_to(values, [len(labels) for labels in axes.values()]))
     if len(columns) == len(axes):
         return ""
-    table = pd.DataFrame(columns).to_html(index=False, border=0)
+    table = re.sub(r">\s+<", "><", pd.DataFrame(columns).to_html(index=False, border=0))
     return f'<details open><summary>All numbers</summary><div class="table" tabindex="0">{table}</div></details>'
 
 
@@ -270,18 +274,18 @@ def _controls(axes, slider: str | None, switches: tuple[int, int] | None) -> str
 
 
 def _source(picture: np.ndarray) -> str:
-    """A picture as a data URI."""
+    """A picture as base64 of WebP."""
     file, lossless = io.BytesIO(), max(picture.shape[:2]) <= EXACT
     Image.fromarray(picture).convert("RGB").save(file, "WEBP", lossless=lossless, quality=80, method=6)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _image(name: str, values: np.ndarray, axes, parts) -> str:
     """The first picture of a panel."""
     shape, place = values.shape[: len(axes)], len(parts)
     pictures = values.reshape(-1, *values.shape[len(axes) :])
-    alts = [f"{name}: {state}".removesuffix(": ") for state in _states(axes, shape)]
-    source, alt = _add(parts, [[_source(p), a] for p, a in zip(pictures, alts)], shape)
+    source = "data:image/webp;base64," + _add(parts, [_source(picture) for picture in pictures], shape, name)
+    alt = f"{name}: {_state(axes, shape)}".removesuffix(": ")
     height, width = pictures.shape[1:3]
     kind = ' class="squares"' if max(height, width) <= EXACT else ""
     return f'<img{kind} data-part="{place}" src="{source}" alt="{escape(alt)}" width="{width}" height="{height}">'

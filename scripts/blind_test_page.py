@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from html import escape
 from pathlib import Path
 
-from run_chapters import surroundings
+from run_chapters import KEPT, surroundings
 
 SCRIPT = Path(__file__).with_name("blind_test.py")
 BEHAVIOUR = Path(__file__).with_name("blind_test.js")
@@ -18,7 +19,7 @@ METHODS = {
     "integrated_gradients": "Integrated Gradients",
     "guided_backprop": "Guided Backprop",
 }
-SIDES = {"trained": "trained network", "untrained": "untrained network", "edges": "edge detector"}
+SIDES = {"trained": "trained", "untrained": "untrained", "edges": "edge detector"}
 FOILS = {"untrained": "untrained network", "edges": "edge detector", "catch": "no right answer"}
 SURE = {3: "certain", 2: "fairly sure", 1: "a guess"}
 
@@ -27,11 +28,15 @@ def drawn(root: Path) -> Path:
     """The folder of trials and pictures, made anew where the package or the script has changed."""
     key = hashlib.sha256(surroundings(root).encode() + SCRIPT.read_bytes()).hexdigest()[:16]
     folder = root / "_build/blind_test" / key
-    if not (folder / "trials.json").exists():  # written last
+    if (folder / "trials.json").exists():  # written last
+        folder.touch()
+    else:
         print("Drawing the blind test ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         if subprocess.run([sys.executable, SCRIPT, folder], cwd=root).returncode:
             sys.exit("\nThe blind test was not drawn; the error above says why.")
+    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old)
     return folder
 
 
@@ -138,8 +143,8 @@ def _last(end: dict) -> str:
     files = end["pictures"]
     return (
         _picture(files["image"], f"The image: {end['title']}.", "the image")
-        + _picture(files["trained"], "Scattered bright dots: the object can hardly be made out.", "trained", "map")
-        + _picture(files["untrained"], "The object's shape in bright dots on black.", "never trained", "map")
+        + _picture(files["trained"], "Scattered dots: the object can hardly be made out.", "trained", "map")
+        + _picture(files["untrained"], "The shape of the object in dots.", "never trained", "map")
     )
 
 
@@ -173,7 +178,8 @@ of clothes (our small network, trained from eight seeds).
 Each of the first two kinds meets each method twice: {", ".join(METHODS.values())}.
 Grad-CAM is left out, because nobody could mistake its coarse blobs for edges. Half of the pairs show each map at its
 own scale, white from its 99 % quantile on. The other half show each pixel by its rank, ties in random order: both maps
-have exactly the same grey levels, and contrast gives nothing away. All maps are unsigned and explain the class that the
+have exactly the same grey levels, and contrast gives nothing away; there are too few pairs to score the two halves
+apart. All maps are unsigned and explain the class that the
 trained network names."""
 
 
@@ -181,7 +187,7 @@ def _sheet(about: dict) -> str:
     boxes = "".join(f"<span>☐ {word}</span>" for word in SURE.values())
     ticks = f'<p class="left">left{boxes}</p><p class="right">right{boxes}</p><p class="unsure">☐ can’t tell</p>'
     pairs = (f"<li>{_pair(trial, ticks)}</li>" for trial in about["trials"])
-    return f'<ol class="blind-sheet">{"".join(pairs)}</ol>'
+    return f'<ol class="blind-sheet blind-paper">{"".join(pairs)}</ol>'
 
 
 def _answer_key(about: dict) -> str:
@@ -190,8 +196,8 @@ def _answer_key(about: dict) -> str:
         f"<td>{_told(trial)}</td></tr>"
         for number, trial in enumerate(about["trials"], start=1)
     )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in ("Pair", "Right", "Against", "The maps"))
+    head = "".join(f"<th scope='col'>{name}</th>" for name in ("Pair", "Answer", "Against", "The maps"))
     return (
         f'<table class="table blind-key"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f'<div class="blind-test"><div class="pair">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
+        f'<div class="blind-test blind-paper"><div class="pair">{_last(about["end"])}</div>{_moral(about["end"])}</div>'
     )

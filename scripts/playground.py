@@ -24,34 +24,37 @@ SETS = ("digits", "clothes")
 METHODS = ("gradient", "input_x_gradient", "guided_backprop", "sobel")
 OF_EACH_CLASS = 2
 COMPONENTS = 40
-RARE = 0.01
+TYPICAL = (0.005, 0.955)  # quantiles of the distance from the mean of the training images; below them are blots
 DIGIT = 3  # of the picture that stands in for the scripts
 
 
-class Patterns(NamedTuple):
-    """Mean and principal components of the training images, and the share they rarely leave over."""
+class Training(NamedTuple):
+    """The training images of a set as a Gaussian: mean, principal components, and one variance for all the rest."""
 
     mean: Tensor
     components: Tensor
-    limit: float
+    variances: Tensor
+    rest: float
+    limits: list[float]
 
-    def left_over(self, images: Tensor) -> Tensor:
-        """The part of each image that the patterns do not draw, as a share of its length, `(N,)`."""
-        flat = images.flatten(1)
-        rest = flat - self.mean
-        rest = rest - rest @ self.components.T @ self.components
-        return rest.norm(dim=1) / flat.norm(dim=1)
+    def distance(self, images: Tensor) -> Tensor:
+        """Mahalanobis distance of each image from the mean, `(N,)`; 1 is the root mean square in training."""
+        centred = images.flatten(1) - self.mean
+        along = (centred @ self.components.T).square()
+        left = centred.square().sum(1) - along.sum(1)
+        return (((along / self.variances).sum(1) + left / self.rest) / self.mean.numel()).sqrt()
 
 
 @cache
-def patterns(name: str) -> Patterns:
-    """All but one in a hundred training images of the set leave less than `limit` over."""
-    images = data.load(name, "train").images
-    flat = images.flatten(1)
-    mean = flat.mean(0)
-    _, vectors = torch.linalg.eigh(torch.cov(flat.T))
-    found = Patterns(mean.half().float(), vectors.T[-COMPONENTS:].half().float(), 0.0)
-    return found._replace(limit=round(found.left_over(images).quantile(1 - RARE).item(), 4))
+def training_images(name: str) -> Training:
+    """Of the training images, the share `TYPICAL` has a distance within `limits`."""
+    flat = data.load(name, "train").images.flatten(1)
+    variances, vectors = torch.linalg.eigh(torch.cov(flat.T))
+    mean, components = flat.mean(0).half().float(), vectors.T[-COMPONENTS:].half().float()
+    rest = variances[:-COMPONENTS].mean().item()
+    found = Training(mean, components, variances[-COMPONENTS:], rest, [])
+    limits = found.distance(flat).quantile(torch.tensor(TYPICAL))
+    return found._replace(limits=limits.double().round(decimals=3).tolist())
 
 
 def samples(name: str) -> Tensor:
@@ -83,17 +86,19 @@ def script(name: str, value: object) -> bytes:
 
 def shipped(name: str) -> dict:
     """All that the page needs to know of a data set and its networks."""
-    test, chosen, known = data.load(name), samples(name), patterns(name)
+    test, chosen, known = data.load(name), samples(name), training_images(name)
     return {
         "classes": test.classes,
         "labels": test.labels[chosen].tolist(),
         "samples": packed((test.images[chosen] * 255).round(), np.uint8),
         "pen": pen_width(),
         "weights": {"trained": weights(name, 0), "twin": weights(name, 1)},
-        "patterns": {
+        "training": {
             "mean": packed(known.mean, np.dtype("<f2")),
             "components": packed(known.components, np.dtype("<f2")),
-            "limit": known.limit,
+            "variances": known.variances.tolist(),
+            "rest": known.rest,
+            "limits": known.limits,
         },
     }
 
@@ -129,10 +134,13 @@ def files() -> dict[Path, bytes]:
 
 def unlike() -> str:
     """The sentences that say when a drawing counts as unlike the training data, and how often that errs."""
-    known = patterns("digits")
-    wrong, found = ((known.left_over(data.load(name).images) > known.limit).float().mean().item() for name in SETS)
+    known = training_images("digits")
+    low, high = known.limits
+    distances = {name: known.distance(data.load(name).images) for name in SETS}
+    outside = {name: ((d < low) | (d > high)).double().mean().item() for name, d in distances.items()}
     return (
-        f"That is said where the {COMPONENTS} patterns that draw the training digits best (their principal components) "
-        f"leave more than {known.limit:.0%} of it over, which happens to {RARE:.0%} of them. By this rule {wrong:.1%} "
-        f"of the test digits are unlike, and {found:.0%} of the garments, so that what is *not* marked may still be strange."
+        "That is said where its Mahalanobis distance from the mean of the training images (from "
+        f"{COMPONENTS} principal components, scaled so that 1 is typical) is not between {low:.2f} and "
+        f"{high:.2f}, as it is for {TYPICAL[1] - TYPICAL[0]:.0%} of them. The rule marks {outside['digits']:.0%} of "
+        f"the test digits and {outside['clothes']:.0%} of the garments: what it does *not* mark may still be strange."
     )

@@ -38,18 +38,17 @@ def element(given) -> BeautifulSoup:
 
 
 def pixels(source: str) -> np.ndarray:
-    head, body = source.split(",")
-    assert head == "data:image/webp;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))).convert("RGB"))
+    file = io.BytesIO(base64.b64decode(source.removeprefix("data:image/webp;base64,")))
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def parts(element) -> list[dict]:
     return json.loads(element.find("script", type="application/json").string)["parts"]
 
 
-def at(part: dict, *places: int):
+def at(part: dict, *places: int) -> str:
     """What the part shows in a state, as the script finds it."""
-    return part["shown"][sum(step * place for step, place in zip(part["steps"], places))]
+    return part["values"][part["shown"][sum(step * place for step, place in zip(part["steps"], places))]]
 
 
 def test_the_first_state_stands_in_the_html(element, given):
@@ -63,13 +62,13 @@ def test_the_first_state_stands_in_the_html(element, given):
 
 @pytest.mark.parametrize("place", list(np.ndindex(3, 2)))
 def test_every_state_is_stored(element, given, place):
-    image, grey, chart, status = parts(element)
-    source, alt = at(image, *place)
-    labels = [names[k] for names, k in zip(AXES.values(), place)]
-    assert np.array_equal(pixels(source), given["panels"]["map"][place])
-    assert alt == f"map: stage {labels[0]}, method {labels[1]}"
-    assert at(grey, *place) == grey["shown"][0] and len(grey["shown"]) == 1
-    assert f"<b>{('sane', 'insane')[place[1]]}</b>" in at(status, *place)
+    image, grey, _, share, floor, ceiling, verdict = parts(element)
+    assert image["name"] == "map" and np.array_equal(pixels(at(image, *place)), given["panels"]["map"][place])
+    assert len(grey["shown"]) == 1 and np.array_equal(pixels(at(grey, *place)), pixels(at(grey, 0, 0)))
+    lines = given["curves"]["likeness"]
+    assert at(share, *place) == f"{lines['share'][place]:.2f}" and at(ceiling, *place) == f"{lines['twin'][0, 0]:.2f}"
+    assert at(floor, *place) == f"{lines['other_image'][0, place[1]]:.2f}"
+    assert at(verdict, *place) == ("sane", "insane")[place[1]]
 
 
 @pytest.mark.parametrize("method", range(2))

@@ -20,16 +20,10 @@ const engine = (() => {
 
   const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 
-  /** Half-precision numbers, little-endian in base64, as Float32Array. */
+  /** Finite half-precision numbers in base64 as Float32Array: the bits moved over, the exponent's offset put right. */
   function halves(base64) {
-    const view = new DataView(bytes(base64).buffer);
-    return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => {
-      const bits = view.getUint16(2 * i, true);
-      const exponent = (bits >> 10) & 31;
-      const fraction = (bits & 1023) / 1024;
-      const size = exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction;
-      return bits >> 15 ? -size : size;
-    });
+    const moved = Uint32Array.from(new Uint16Array(bytes(base64).buffer), (half) => ((half & 0x8000) << 16) | ((half & 0x7fff) << 13));
+    return new Float32Array(moved.buffer).map((value) => value * 2 ** 112);
   }
 
   /** Pixels, a byte each in base64, as images in [0, 1]. */
@@ -274,20 +268,21 @@ const engine = (() => {
     return moved(scale, centred.map((shift, axis) => shift + SIDE / 2 - centre[axis]));
   }
 
-  /** The share of an image that the mean and the principal components of the training images leave over. */
-  function leftOver(image, { mean, components }) {
-    const rest = image.map((value, i) => value - mean[i]);
-    const all = rest.slice();
-    for (let start = 0; start < components.length; start += image.length) {
-      const pattern = components.subarray(start, start + image.length);
-      const amount = pattern.reduce((sum, value, i) => sum + value * all[i], 0);
-      pattern.forEach((value, i) => (rest[i] -= amount * value));
-    }
-    return Math.hypot(...rest) / Math.hypot(...image);
+  /** How far an image is from the mean of the training images, as `Training.distance` in scripts/playground.py. */
+  function distance(image, { mean, components, variances, rest }) {
+    const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+    const centred = image.map((value, i) => value - mean[i]);
+    let [known, left] = [0, dot(centred, centred)];
+    variances.forEach((variance, k) => {
+      const along = dot(centred, components.subarray(k * image.length, (k + 1) * image.length)) ** 2;
+      known += along / variance;
+      left -= along;
+    });
+    return Math.sqrt((known + left / rest) / image.length);
   }
 
   return {
     SIDE, LAYERS, bytes, halves, images, network, randomLayer, forward, softmax, argmax, maps, largest,
-    unitRanks, correlation, normalise, leftOver,
+    unitRanks, correlation, normalise, distance,
   };
 })();

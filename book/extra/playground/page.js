@@ -33,12 +33,15 @@
     canvas.setAttribute("aria-label", label);
     return canvas;
   };
-  const number = (value) => (Number.isNaN(value) ? "undefined" : value.toFixed(2).replace("-", "−"));
-  const percent = (share) => `${Math.round(100 * share)} %`;
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const short = (digits) => digits.replace(/^(-?)0\./, "$1.").replace("-", "−"); // −.25 rather than -0.25
+  const number = (value) => (Number.isNaN(value) ? "undefined" : short(value.toFixed(2)));
+  const sizeOf = (map) => short(engine.largest(map).toPrecision(2));
+  const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
   const defined = (values) => values.filter((value) => !Number.isNaN(value));
+  const mean = (values) => defined(values).reduce((sum, value) => sum + value, 0) / defined(values).length;
   const range = (values) => {
-    const [low, high] = [Math.min(...values), Math.max(...values)].map(number);
+    if (!defined(values).length) return "undefined";
+    const [low, high] = [Math.min(...defined(values)), Math.max(...defined(values))].map(number);
     return low === high ? low : `${low} to ${high}`;
   };
   const setName = () => form.elements.set.value;
@@ -82,9 +85,8 @@
     Object.assign(context, { strokeStyle: "white", lineWidth: sets.digits.pen * scale, lineCap: "round", lineJoin: "round" });
     for (const stroke of strokes) {
       context.beginPath();
+      context.moveTo(stroke[0][0] * scale + 0.1, stroke[0][1] * scale); // a tap, too, is a line
       stroke.forEach(([x, y]) => context.lineTo(x * scale, y * scale));
-      const [x, y] = stroke[0];
-      context.lineTo(...(stroke.length > 1 ? stroke.at(-1) : [x + 0.01, y]).map((at) => at * scale));
       context.stroke();
     }
   }
@@ -112,20 +114,19 @@
 
   function showMap(method, column, map, similarity) {
     const cell = cells[method][column];
-    const size = engine.largest(map);
+    const alive = engine.largest(map) > 0;
     const network = column ? `draw ${column}` : "trained network";
-    const what = size ? `largest ${size.toPrecision(2)}` : "no signal";
+    const what = alive ? `largest ${sizeOf(map)}` : "no signal";
     paintMap(cell.querySelector("canvas"), map);
     cell.querySelector("canvas").setAttribute("aria-label", `${METHODS[method]}, ${network}: ${what}`);
-    cell.querySelector(".dead").textContent = size ? "" : "no signal";
-    cell.querySelector(".size").textContent = size ? `max ${size.toPrecision(2)}` : "max 0";
+    cell.querySelector(".dead").textContent = alive ? "" : "no signal";
+    cell.querySelector(".size").textContent = alive ? `max ${sizeOf(map)}` : "max 0";
     cell.querySelector(".similarity").textContent = column ? number(similarity) : "";
   }
 
   function showLines(method, { draws, others, twin }) {
     const group = cells[method][0].closest("tbody");
-    const words = [`draws ${defined(draws).length ? range(defined(draws)) : "undefined"}`];
-    words.push(`another drawing ${others.length ? number(mean(others)) : "undefined"}`, `twin ${number(twin)}`);
+    const words = [`draws ${range(draws)}`, `other drawings ${number(mean(others))}`, `twin ${number(twin)}`];
     group.querySelector(".lines").textContent = words.join(" · ");
     const left = (value) => `${(100 * (Math.min(1, Math.max(-0.5, value)) + 0.5)) / 1.5}%`;
     const mark = (className, value) => {
@@ -133,9 +134,9 @@
       made.style.left = left(value);
       return made;
     };
-    const marks = [mark("zero", 0), ...others.map((value) => mark("other", value))];
-    if (!Number.isNaN(twin)) marks.push(mark("twin", twin));
-    group.querySelector(".gauge").replaceChildren(...marks, ...defined(draws).map((value) => mark("draw", value)));
+    const kinds = Object.entries({ zero: [0], other: others, twin: [twin], draw: draws });
+    const marks = kinds.flatMap(([kind, values]) => defined(values).map((value) => mark(kind, value)));
+    group.querySelector(".gauge").replaceChildren(...marks);
   }
 
   // ---------------------------------------------------------------- probabilities
@@ -161,9 +162,8 @@
     const net = { ...set.trained };
     for (const name of layers) {
       const place = engine.LAYERS.findIndex((spec) => spec.name === name);
-      const key = `${roll} ${draw} ${name}`;
-      set.drawn[key] ??= engine.randomLayer(name, (roll * DRAWS + draw) * engine.LAYERS.length + place);
-      net[name] = set.drawn[key];
+      const seed = (roll * DRAWS + draw) * engine.LAYERS.length + place;
+      net[name] = set.drawn[seed] ??= engine.randomLayer(name, seed);
     }
     return net;
   }
@@ -202,7 +202,7 @@
     const show = (column) => {
       const { seen, target, probabilities, maps } = results[column];
       const head = part("maps").querySelectorAll("thead .sees")[column];
-      head.textContent = `${set.classes[seen]}, ${percent(probabilities[seen])}`;
+      head.textContent = `${set.classes[seen]} ${percent(probabilities[seen])}`;
       for (const method of Object.keys(METHODS)) showMap(method, column, maps[method], similarity(method, trained, results[column]));
     };
     show(0);
@@ -218,25 +218,23 @@
     for (const method of Object.keys(METHODS)) {
       lines[method] = {
         draws: results.slice(1).map((result) => similarity(method, trained, result)),
-        others: defined(others.map((other) => similarity(method, trained, other))),
+        others: others.map((other) => similarity(method, trained, other)),
         twin: similarity(method, trained, twin),
       };
       showLines(method, lines[method]);
     }
     showProbabilities(set.classes, trained.probabilities, layers.length ? results.slice(1).map((r) => r.probabilities) : []);
-    const share = engine.leftOver(image, set.patterns);
-    part("unlike").textContent = unlike(set, image, share);
-    form.shown = { image, share, results, twin, lines }; // the numbers behind the page, for consoles and tests
+    const distance = engine.distance(image, set.training);
+    part("unlike").textContent = unlike(set, image, distance);
+    form.shown = { image, distance, results, twin, lines }; // the numbers behind the page, for consoles and tests
     describeSoon(() => describe(set, layers, results, lines));
   }
 
-  function unlike(set, image, share) {
+  function unlike(set, image, distance) {
+    const [low, high] = set.training.limits;
     if (!engine.largest(image)) return "The paper is blank: unlike the training data.";
-    if (share <= set.patterns.limit) return "";
-    return (
-      `Unlike the training data: the patterns of the training images leave ${percent(share)} of it over, ` +
-      `and more than ${percent(set.patterns.limit)} is rare. Whatever the network says here is a guess.`
-    );
+    if (low <= distance && distance <= high) return "";
+    return `Unlike the training data: its distance from their mean is ${number(distance)}, and most have ${range([low, high])}.`;
   }
 
   // ---------------------------------------------------------------- the same in words
@@ -254,9 +252,8 @@
     for (const [method, name] of Object.entries(METHODS)) {
       const { draws: values, others } = lines[method];
       const dead = results.filter(({ maps }) => !engine.largest(maps[method])).length;
-      const alike = defined(values).length ? `similarity to the trained map ${range(defined(values))}` : "similarity undefined";
-      const floor = others.length ? `, another drawing ${number(mean(others))}` : "";
-      sentences.push(`${name}: ${alike}${floor}${dead ? `, no signal in ${dead} of ${results.length} maps` : ""}.`);
+      const silent = dead ? `, no signal in ${dead} of ${results.length} maps` : "";
+      sentences.push(`${name}: similarity to the trained map ${range(values)}, other drawings ${number(mean(others))}${silent}.`);
     }
     part("words").textContent = sentences.filter(Boolean).join(" ");
   }
@@ -294,7 +291,7 @@
       const script = element("script", { src: form.dataset.folder + name + ".js", onload: resolve, onerror: reject });
       document.head.append(script);
     });
-    const { classes, labels, samples, weights, pen, patterns } = playgroundData[name];
+    const { classes, labels, samples, weights, pen, training } = playgroundData[name];
     sets[name] = {
       classes,
       labels,
@@ -302,7 +299,7 @@
       samples: engine.images(samples),
       trained: engine.network(engine.halves(weights.trained)),
       twin: engine.network(engine.halves(weights.twin)),
-      patterns: { ...patterns, mean: engine.halves(patterns.mean), components: engine.halves(patterns.components) },
+      training: { ...training, mean: engine.halves(training.mean), components: engine.halves(training.components) },
       others: {},
       drawn: {},
     };
@@ -352,6 +349,12 @@
     refresh();
   }
 
+  function reroll() {
+    roll += 1;
+    for (const set of Object.values(sets)) set.drawn = {};
+    refresh();
+  }
+
   function reset() {
     for (const box of form.elements.random) box.checked = false;
     refresh();
@@ -360,7 +363,7 @@
   buildTable();
   paper.addEventListener("pointerdown", draw);
   part("clear").addEventListener("click", () => pick(null));
-  part("reroll").addEventListener("click", () => ((roll += 1), refresh()));
+  part("reroll").addEventListener("click", reroll);
   part("train").addEventListener("click", reset);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("change", (event) => (event.target.name === "set" ? changeSet() : refresh()));
