@@ -14,7 +14,7 @@ from address import repository
 # In reading order; a module that is not named here comes last.
 ORDER = (
     "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
-    "saliency.cam saliency.perturbation saliency.controls similarity localization claims plots edges data "
+    "saliency.cam saliency.perturbation saliency.controls similarity localization claims plots explorer edges data "
     "photographs models training device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}

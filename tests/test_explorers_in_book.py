@@ -3,10 +3,14 @@
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CASCADE = "randomization/cascading"
-CHAPTERS = [CASCADE]
+GALLERY, PATTERNS = "methods/cam_and_perturbation", "theory/one_layer_cnn"
+CHAPTERS = [
+    CASCADE, GALLERY, PATTERNS, "randomization/independent", "methods/gradient_family", "theory/input_dominance"
+]  # fmt: skip
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
 
 
@@ -67,7 +71,8 @@ def test_a_tap_moves_the_slider_of_a_phone(explorers):
     slider = cascade.get_by_role("slider")
     box = slider.bounding_box()
     slider.tap(position={"x": box["width"] - 4, "y": box["height"] / 2})
-    assert slider.get_attribute("aria-valuetext") == "conv1" and "conv1" in status(cascade)
+    expect(slider).to_have_attribute("aria-valuetext", "conv1")
+    assert "random down to conv1" in status(cascade)
 
 
 def test_menus_choose(explorers):
@@ -111,6 +116,52 @@ def test_where_motion_is_unwelcome_the_button_takes_one_step(explorers):
         assert slider.input_value() == value
     cascade.page.wait_for_timeout(1000)
     assert slider.input_value() == "0"
+
+
+def test_the_wipe_follows_mouse_and_keys(explorers):
+    gallery = explorers(GALLERY).first
+    handle, over = gallery.get_by_role("slider"), gallery.locator(".wipe img").last
+    covered = "e => Number(getComputedStyle(e).clipPath.match(/ ([\\d.]+)%/)[1])"  # from the left
+    handle.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    assert over.evaluate(covered) == 50
+    page, middle = gallery.page, box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 5, middle, steps=5)
+    page.mouse.up()
+    dragged = over.evaluate(covered)
+    assert abs(dragged - 20) <= 3
+    handle.press("ArrowRight")
+    assert over.evaluate(covered) == dragged + 1
+    assert gallery.locator(".wipe").bounding_box()["width"] == pytest.approx(box["width"], abs=1)
+    assert page.problems == []
+
+
+def test_the_gallery_names_what_it_shows(explorers):
+    gallery = explorers(GALLERY).first
+    methods = gallery.get_by_label("method").locator("option").all_text_contents()
+    seen = {}
+    for method in methods:
+        gallery.get_by_label("method").select_option(method)
+        image = gallery.locator(".wipe img").first
+        assert image.get_attribute("alt").startswith(f"saliency map: method {method}, image ")
+        seen[image.get_attribute("src")] = status(gallery)
+    assert len(seen) == len(set(seen.values())) == len(methods) >= 9
+
+
+def test_boxes_choose_a_pattern(explorers):
+    patterns = explorers(PATTERNS).first
+    patterns.get_by_label("filter").select_option("−1 in the middle, else 1")
+    for box in patterns.get_by_role("checkbox").all():
+        box.check()
+    assert "gradient 7" in status(patterns) and "between 0 and 1 yes" in status(patterns)
+    middle = patterns.get_by_role("checkbox", name="row 2, column 2")
+    middle.press("Space")
+    assert "gradient 8" in status(patterns) and "between 0 and 1 yes" in status(patterns)
+    patterns.get_by_role("checkbox", name="row 1, column 1").press("Space")
+    assert "responses 2, 3, 4, 6, 7, 8, 9," in status(patterns) and "between 0 and 1 no" in status(patterns)
+    assert "gradient 7" in status(patterns) and patterns.page.problems == []
 
 
 @each_chapter
