@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 
 import torch
 from torch import nn
@@ -15,9 +16,10 @@ def best_device() -> torch.device:
 
 def generator(seed: int) -> torch.Generator:
     """A CPU generator for `seed`: draw from it, then move, and every device sees the same numbers."""
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}; pass for example seed=0.")
-    return torch.Generator().manual_seed(seed)
+    try:
+        return torch.Generator().manual_seed(index(seed))
+    except TypeError:
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}; pass for example seed=0.") from None
 
 
 @contextmanager

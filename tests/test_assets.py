@@ -78,10 +78,15 @@ def test_missing_weights_are_an_error(load, folder):
         load()
 
 
-@pytest.mark.parametrize("name", ["nonsense.npz", "../device.py", "", "SHA256SUMS"])
-def test_a_name_that_is_no_asset_raises_and_lists_the_known(name):
-    with pytest.raises(assets.AssetError, match="not an asset of this package; known: .*digits.npz"):
+@pytest.mark.parametrize("name", ["nonsense", "../device.py", "", "SHA256SUMS"])
+def test_a_name_that_is_no_asset_raises_and_says_what_there_is(name):
+    with pytest.raises(assets.AssetError, match="not an asset of this package; there are: .*digits.npz"):
         assets.locate(name)
+
+
+def test_a_name_that_is_nearly_an_asset_is_corrected():
+    with pytest.raises(assets.AssetError, match="there are: digits.npz"):
+        assets.locate("digit.npz")
 
 
 def test_digest_is_sha256(tmp_path):

@@ -19,7 +19,12 @@ def test_a_generator_gives_one_sequence_a_seed_and_leaves_the_global_state():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("seed", ["0", 1.0, None, np.int64(1), torch.tensor(1)])
+def test_a_seed_may_be_any_integer():
+    a, b = (torch.rand(5, generator=generator(seed)) for seed in (3, np.int64(3)))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("seed", ["0", 1.0, None, torch.tensor(1.0)])
 def test_a_seed_that_is_no_int_raises(seed):
     with pytest.raises(TypeError, match="seed must be an int"):
         generator(seed)

@@ -1,6 +1,7 @@
 """Data and weights shipped with the package, verified on first use."""
 
 import hashlib
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def locate(name: str) -> Path:
     """
     path, known = FOLDER / name, manifest()
     if name not in known:
-        raise AssetError(f"{name!r} is not an asset of this package; known: {', '.join(sorted(known))}.")
+        near = get_close_matches(name, known, n=3) or sorted({file.split("/")[0] for file in known})
+        raise AssetError(f"{name!r} is not an asset of this package; there are: {', '.join(near)}.")
     if not path.is_file():
         raise AssetError(f"{path} is missing. Reinstall the package, or rebuild it with `make assets`.")
     return _verified(path, path.stat().st_mtime_ns, known[name])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from helpers.device import batches, evaluating
 
-VALUES_A_PASS = 4 * 3 * 227 * 227  # 4 photographs or 788 digits: what one pass may hold in memory
+VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
 
 
 def chunks(count: int, images: Tensor) -> Iterator[slice]:

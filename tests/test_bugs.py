@@ -1,0 +1,143 @@
+"""Planted bugs: exactly where the truth says, and nowhere else."""
+
+import pytest
+import torch
+from scipy import stats
+from skimage.measure import euler_number
+
+from helpers import bugs, data
+from helpers.device import generator
+from helpers.training import permute_labels
+
+GARMENTS = data.load("clothes", "test")
+LABELS = torch.arange(10).repeat_interleave(300)
+
+
+@pytest.fixture(scope="module")
+def sheets():
+    return bugs.sheets()
+
+
+@pytest.fixture(scope="module")
+def garments():
+    return GARMENTS.images[:60], bugs.silhouettes(GARMENTS.images[:60]), GARMENTS.labels[:60]
+
+
+def test_silhouettes_hold_the_object_and_have_no_holes(garments):
+    images, masks, _ = garments
+    assert masks.shape == images.shape[:1] + images.shape[2:] and set(masks.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(masks[images[:, 0] > 0.04], torch.ones(int((images > 0.04).sum())))
+    assert all(euler_number(mask.numpy() == 1, connectivity=1) >= 1 for mask in masks)  # pieces minus holes
+
+
+def test_a_silhouette_by_hand():
+    picture = torch.zeros(1, 2, 7, 7)
+    picture[0, 1, 1:6, 1:6] = 0.5
+    picture[0, :, 2:5, 2:5] = 0  # a dark patch, enclosed
+    picture[0, 0, 6, 6] = 0.03  # dust
+    expected = torch.zeros(1, 7, 7)
+    expected[0, 1:6, 1:6] = 1
+    assert torch.equal(bugs.silhouettes(picture), expected)
+
+
+def test_sheets_are_ten_different_pictures(sheets):
+    assert len(sheets) == 10
+    for sheet in sheets.values():
+        assert sheet.shape[0] == 1 and min(sheet.shape[1:]) >= 40
+        assert 0 <= sheet.min() and sheet.max() <= 1 and sheet.std() > 0.05
+    corners = torch.stack([sheet[0, :40, :40].flatten() for sheet in sheets.values()])
+    same = corners.corrcoef() - torch.eye(10)
+    assert same.max() < 0.5  # a negative has correlation -1 with its picture
+
+
+def test_scenes_are_objects_over_canvases(garments, sheets, device):
+    images, masks, labels = (tensor.to(device) for tensor in garments)
+    scenes = bugs.place(images, masks, labels, sheets, size=40, seed=3)
+    assert scenes.images.device == images.device and scenes.images.shape == (60, 1, 40, 40)
+    off = scenes.masks == 0
+    assert torch.equal(scenes.images[:, 0][off], scenes.canvases[:, 0][off])
+    assert torch.equal(scenes.masks.sum((1, 2)), masks.sum((1, 2)))
+    for image, mask, whole, cover in zip(images, masks, scenes.images, scenes.masks):
+        assert torch.equal(whole[0][cover == 1], image[0][mask == 1])
+    names = list(sheets)
+    for canvas, which in zip(scenes.canvases[:6], labels[:6]):
+        pieces = sheets[names[which]][0].unfold(0, 40, 1).unfold(1, 40, 1).to(device)
+        assert (pieces == canvas[0]).all(-1).all(-1).any()  # cut from the sheet of its class
+
+
+def test_a_soft_mask_lets_the_background_through(sheets):
+    scenes = bugs.place(torch.ones(1, 1, 40, 40), torch.full((1, 40, 40), 0.25), torch.tensor([2]), sheets, seed=0)
+    assert torch.allclose(scenes.images, 0.25 + 0.75 * scenes.canvases)
+
+
+def test_places_do_not_depend_on_the_backgrounds(garments, sheets):
+    images, masks, labels = garments
+    one, two = (bugs.place(images, masks, which, sheets, seed=5) for which in (labels, (labels + 1) % 10))
+    assert torch.equal(one.masks, two.masks) and not torch.equal(one.canvases, two.canvases)
+    assert torch.equal(one.images, bugs.place(images, masks, labels, sheets, seed=5).images)
+    assert not torch.equal(one.masks, bugs.place(images, masks, labels, sheets, seed=6).masks)
+    corners = {
+        tuple(mask.nonzero().amin(0).tolist())
+        for mask in bugs.place(torch.ones(200, 1, 38, 38), torch.ones(200, 38, 38), LABELS[:200], sheets, seed=0).masks
+    }
+    assert len(corners) == 9  # every place that there is
+
+
+def test_the_three_ways_to_choose_backgrounds():
+    clean = permute_labels(LABELS, seed=0)
+    assert (clean == LABELS).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert not ((LABELS + 1) % 10 == LABELS).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "which", "message"),
+    [(27, 0, "fit"), (73, 0, "fit"), (40, 10, "0..9"), (40, -1, "0..9")],
+)
+def test_what_does_not_fit_is_refused(garments, sheets, size, which, message):
+    images, masks, _ = garments
+    with pytest.raises(ValueError, match=message):
+        bugs.place(images, masks, torch.full((60,), which), sheets, size=size, seed=0)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.333, 1])
+def test_flips_are_where_they_are_said_to_be(share, device):
+    labels = LABELS.to(device)
+    before = labels.clone()
+    wrong, flipped = bugs.mislabel(labels, share=share, seed=7)
+    assert torch.equal(labels, before) and wrong.device == flipped.device == labels.device
+    assert torch.equal((wrong != labels).nonzero()[:, 0], flipped) and len(flipped) == round(share * 3000)
+    assert wrong.dtype == torch.int64 and wrong.min() >= 0 and wrong.max() <= 9
+
+
+def test_flips_are_spread_over_the_images_and_the_other_classes():
+    wrong, flipped = bugs.mislabel(LABELS, share=0.9, seed=1)
+    shift = (wrong[flipped] - LABELS[flipped]) % 10
+    assert stats.chisquare(shift.bincount(minlength=10)[1:]).pvalue > 0.001
+    assert stats.chisquare(LABELS[flipped].bincount()).pvalue > 0.001
+
+
+def test_flips_follow_their_seed_and_leave_the_global_state():
+    state = torch.get_rng_state()
+    first, again, other = (bugs.mislabel(LABELS, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.labels, again.labels) and not torch.equal(first.flipped, other.flipped)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"share": 1.1}, "share"), ({"share": -0.1}, "share"), ({"classes": 1}, "two classes"), ({"classes": 9}, "0..8")],
+)
+def test_impossible_flips_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        bugs.mislabel(LABELS, seed=0, **options)
+
+
+def test_wrong_preprocessing_keeps_the_shape_and_changes_the_image():
+    images = torch.rand(3, 1, 8, 8, generator=generator(0))
+    before = images.clone()
+    fed = {name: wrong(images) for name, wrong in bugs.PREPROCESSING.items()}
+    assert torch.equal(images, before)
+    assert all(wrong.shape == images.shape and not torch.allclose(wrong, images) for wrong in fed.values())
+    assert fed["not scaled"].max() > 200 and fed["scaled to [-1, 1]"].min() < -0.9
+    assert torch.equal(fed["negative"] + images, torch.ones_like(images))
+    assert torch.equal(fed["rows and columns exchanged"][0, 0, 2], images[0, 0, :, 2])
