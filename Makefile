@@ -12,7 +12,7 @@ export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test chapter lab bench assets lint format address clean
+.PHONY: help book test pdf chapter lab anywhere bench assets lint format address clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
@@ -23,17 +23,26 @@ book: $(INSTALLED) ## run every chapter that changed, then make the pages in _bu
 test: book ## build the book where it is missing or old, then run all tests
 	@$(BIN)/python -m pytest
 
+pdf: book ## print the pages into _build/book.pdf; needs Chromium
+	@$(BIN)/python scripts/make_pdf.py
+
 chapter: $(INSTALLED) ## run and show one chapter: make chapter ONLY=cascading
 	@$(BIN)/python scripts/build_book.py --only $(ONLY)
 
 lab: $(INSTALLED) ## open the chapters in JupyterLab
 	@SANITY_STRICT=0 $(BIN)/jupyter lab notebooks
 
+anywhere: $(INSTALLED) ## imitate Colab and Binder: every chapter on one core with 2 GB (half an hour)
+	@$(BIN)/python scripts/anywhere.py
+
 bench: $(INSTALLED) ## time the package (benchmarks/)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+# In the order in which they need one another. The package reads only files that the manifest knows: it follows each.
 assets: $(INSTALLED) ## make data and weights in helpers/assets again (scripts/assets/)
-	@for file in scripts/assets/*.py; do $(BIN)/python $$file || exit 1; done
+	@for name in images squeezenet photographs networks imagenet_cascade verdict; do \
+		$(BIN)/python scripts/assets/$$name.py && $(BIN)/python scripts/assets/manifest.py || exit 1; \
+	done
 
 lint: $(INSTALLED) ## check style
 	@$(BIN)/ruff check .

@@ -73,9 +73,35 @@ def maps(
     return figure
 
 
+def _limit(scale: np.ndarray, clip: float) -> float:
+    return np.quantile(np.abs(scale), clip) or np.abs(scale).max() or 1.0
+
+
 def _draw(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
-    limit = np.quantile(np.abs(scale), clip) or np.abs(scale).max() or 1.0
+    limit = _limit(scale, clip)
     axis.imshow(values, cmap=SIGNED if signed else UNSIGNED, vmin=-limit if signed else 0, vmax=limit)
+
+
+def colours(maps: Tensor, *, signed: bool, clip: float = 0.99, levels: int = 32) -> np.ndarray:
+    """Maps `(..., H, W)` in the colours of `maps`, each at its own scale: bytes `(..., H, W, 3)`.
+
+    Parameters
+    ----------
+    levels : different colours at most; few make a small picture.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinite values.
+    """
+    array = maps.detach().cpu().numpy()
+    if not np.isfinite(array).all():
+        raise ValueError("the maps hold NaN or infinite values.")
+    table = (plt.get_cmap(SIGNED if signed else UNSIGNED, levels)(range(levels))[:, :3] * 255).round().astype(np.uint8)
+    flat = array.reshape(-1, *array.shape[-2:])
+    scaled = np.stack([values / _limit(values, clip) for values in flat]).reshape(array.shape)
+    place = (scaled + 1) / 2 if signed else np.abs(scaled)
+    return table[(place * levels).astype(int).clip(0, levels - 1)]
 
 
 def gallery(

@@ -14,13 +14,14 @@ from address import repository
 # In reading order; a module that is not named here comes last.
 ORDER = (
     "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
-    "saliency.cam saliency.perturbation saliency.controls similarity localization claims plots edges data "
+    "saliency.cam saliency.perturbation saliency.controls similarity localization claims live plots edges data "
     "photographs bugs models training device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "draws_noise", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "models.Shipped", "models.checkpoint_name"}
+INSIDE |= {f"live.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
 INSIDE |= {"saliency.cam.last_convolution", "training.check_labels"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows

@@ -22,11 +22,13 @@ import sys
 from pathlib import Path
 
 import api_reference
+import blind_test_page
 import nbformat
+import playground
 import scorecard
 from address import pages, repository
 from PIL import Image
-from run_chapters import Run, chapters, kept_runs, run_chapters, versions
+from run_chapters import Run, chapters, kept_runs, run_chapters, toc_entries, versions
 
 
 def timings(runs: dict[Path, Run]) -> str:
@@ -83,22 +85,26 @@ def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecar
     return found
 
 
-def generated(root: Path, claimed: list[scorecard.Chapter]) -> dict[Path, dict[str, str]]:
-    """What is written into pages of book/, by page and place."""
-    return {
+def generated(root: Path, claimed: list[scorecard.Chapter], blind: Path) -> dict[Path, dict[str, str]]:
+    """What is written into pages of book/, by page and place; `blind` is the folder of the blind test."""
+    return blind_test_page.parts(blind) | {
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
+        Path("book/playground.md"): {"playground: unlike": playground.unlike()},
     }
 
 
-def layout(root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]]) -> dict[Path, bytes]:
+def layout(
+    root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]], pictures: dict[Path, bytes]
+) -> dict[Path, bytes]:
     """Every source of the pages, by its path from the root; `places` as `generated` gives them."""
-    found = [path for folder in ("_static", "book") for path in sorted((root / folder).rglob("*"))]
-    found = [root / "_config.yml", root / "_toc.yml", *(path for path in found if path.is_file())]
-    sources = {path.relative_to(root): path.read_bytes() for path in found}
+    found = [path for folder in ("_static", "_templates", "book") for path in sorted((root / folder).rglob("*"))]
+    found += [root / name for name in ("_config.yml", "_toc.yml", "scripts/page_extras.py")]
+    found = [path for path in found if path.is_file()]
+    sources = pictures | {path.relative_to(root): path.read_bytes() for path in found}
     for chapter in chapters(root):
         notebook = nbformat.read(runs[chapter].path if chapter in runs else root / chapter, as_version=4)
         for cell in notebook.cells:
@@ -108,6 +114,7 @@ def layout(root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]]
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources |= playground.files()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
@@ -125,6 +132,14 @@ def write_changed(sources: dict[Path, bytes], folder: Path) -> None:
             path.write_bytes(content)
 
 
+def front_door(landing: str, target: str) -> str:
+    """The page at the book's own address: leads to the landing page, and shows other sites the same preview."""
+    tags = re.findall(r'<title>.*?</title>|<meta (?:property|name)="(?:og:|twitter:|desc)[^>]*>', landing, re.DOTALL)
+    head = "\n".join(['<meta charset="utf-8" />', *tags, f'<meta http-equiv="refresh" content="0; url={target}" />'])
+    link = f'<a href="{target}">Read the book</a>'
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>{link}</body>\n</html>\n'
+
+
 def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     """Let Jupyter Book write _build/html; with `strict` a warning is an error.
 
@@ -133,7 +148,8 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     strict build after one that was not, because Sphinx gives a page's warnings only when it reads the page.
     """
     build, note = root / "_build", root / "_build/pages.json"
-    sources = layout(root, runs, generated(root, checked(root, runs, strict=strict)))
+    claimed, blind = checked(root, runs, strict=strict), blind_test_page.drawn(root)
+    sources = layout(root, runs, generated(root, claimed, blind), blind_test_page.pictures(blind))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     made_from = {"strict": strict}
     for name, part in (("frame", frame), ("all", sources)):
@@ -152,6 +168,9 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     command += ["-W", "-n", "--keep-going"] if strict else []
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         sys.exit("\nThe pages were not made; the warnings above say why.")
+    landing = f"{toc_entries(root)[0]}.html"
+    door = front_door((build / "html" / landing).read_text(encoding="utf-8"), landing)
+    (build / "html/index.html").write_text(door, encoding="utf-8")
     note.write_text(json.dumps(made_from))
 
 

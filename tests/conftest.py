@@ -1,22 +1,14 @@
 """Fixtures that several files share: a device, and a browser that reads the built book."""
 
-import functools
-import http.server
 import os
-import shutil
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from browser import FLAGS, NO_BOOK, NO_BROWSER, find_browser, serve
 
 ROOT = Path(__file__).parent.parent
 HTML = ROOT / "_build/html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
-FLAGS += ["--disable-component-update", "--disable-sync"]
-NO_BROWSER = "there is no Chromium: install it, or name it in the variable CHROMIUM"
-NO_BOOK = "there is no built book: run `make book`"
 
 
 @pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
@@ -38,25 +30,17 @@ def html() -> Path:
     return HTML
 
 
-class SilentHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(html):
     """The address at which the built pages are served on this machine; ends in a slash."""
-    handler = functools.partial(SilentHandler, directory=html)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with serve(html) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, steered by Playwright."""
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    program = find_browser()
     if program is None:
         skip_or_fail(NO_BROWSER)
     from playwright.sync_api import sync_playwright

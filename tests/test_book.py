@@ -1,20 +1,25 @@
 """The built pages, read in a real browser: what a reader sees on a laptop and on a phone."""
 
 import re
+import unicodedata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from address import files, repository
+from address import files, pages, repository
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
+from make_pdf import make_pdf
+from page_extras import CARD_SIZE
+from PIL import Image
 from run_chapters import chapters, toc_entries
 
 ROOT = Path(__file__).parent.parent
 PAGES = [f"{entry}.html" for entry in toc_entries(ROOT)]
 CHAPTERS = [str(chapter.with_suffix(".html")) for chapter in chapters(ROOT)]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+A4 = {"width": 820, "height": 1160}  # at the scale of make_pdf.py
 HEAVIEST = 3_000_000  # bytes of a page with all it loads
 each_page = pytest.mark.parametrize("name", PAGES)
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
@@ -84,6 +89,44 @@ def test_page_is_accessible(open_page, name, color_scheme):
     ]
 
 
+@each_page
+def test_page_loads_only_what_it_uses(open_page, name):
+    page = open_page(name)
+    loaded = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert not [address for address in loaded if "search" in address]
+    formulas = page.locator("article .math").count()
+    assert any("mathjax" in address for address in loaded) == (formulas > 0)
+    assert page.locator("article .math mjx-container mjx-assistive-mml").count() == formulas
+
+
+def head_of(path: Path) -> dict[str, str]:
+    """What a page tells search engines and social networks."""
+    tags = soup(path).select("head meta[content]")
+    return {tag.get("property") or tag.get("name"): tag["content"] for tag in tags}
+
+
+def test_pages_present_themselves(html):
+    home = pages(repository())
+    heads = {name: head_of(html / name) for name in PAGES}
+    for name, head in heads.items():
+        assert head["og:url"] == home + name
+        assert head["og:title"] in soup(html / name).select_one("article h1").get_text()
+        assert head["og:description"] == head["description"] and 20 <= len(head["description"]) <= 202
+        assert head["twitter:card"] == "summary_large_image" and len(head["og:image:alt"].split()) >= 6
+    assert len({head["description"] for head in heads.values()}) == len(PAGES)
+    [card] = {head["og:image"] for head in heads.values()}
+    assert card.startswith(home)
+    picture = html / card.removeprefix(home)
+    assert Image.open(picture).size == CARD_SIZE and picture.stat().st_size < 300_000
+
+
+def test_the_first_address_leads_to_the_landing_page(open_page, html):
+    shared = {"og:title", "og:description", "og:image", "og:url", "twitter:card", "description"}
+    first, landing = head_of(html / "index.html"), head_of(html / PAGES[0])
+    assert {key: first[key] for key in shared} == {key: landing[key] for key in shared}
+    open_page("index.html").wait_for_url(f"**/{PAGES[0]}")
+
+
 def test_search_finds_a_page(open_page):
     page = open_page("search.html?q=logit")
     results = page.locator("#search-results li a")
@@ -113,6 +156,73 @@ def test_launch_buttons_lead_to_the_notebook(html, name):
     }
 
 
+@each_chapter
+def test_run_links_stand_under_the_title(html, name):
+    page = soup(html / name)
+    under = page.select_one("article h1").find_next_sibling()
+    links = {link["href"]: link.get_text() for link in under.select("a")}
+    assert set(links) == {link["href"] for link in page.select(".dropdown-launch-buttons a")}
+    assert sorted(links.values()) == ["Run in Binder", "Run in Colab"]
+
+
+@pytest.mark.parametrize("viewport", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_run_links_are_seen_at_once(open_page, viewport):
+    page = open_page(CHAPTERS[0], viewport=viewport)
+    page.evaluate("window.scrollTo(0, 0)")
+    for link in page.locator(".run-link").all():
+        box = link.bounding_box()
+        assert box["height"] >= 24 and box["y"] + box["height"] < viewport["height"]
+
+
+def test_keyboard_reaches_text_and_contents(open_page):
+    page = open_page(CHAPTERS[0], viewport=PHONE)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
+    page.wait_for_function("document.activeElement.getBoundingClientRect().top >= 0")
+    page.keyboard.press("Enter")
+    seen = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        ring = "(({outlineStyle, boxShadow}) => [outlineStyle, boxShadow])(getComputedStyle(document.activeElement))"
+        assert page.evaluate(ring) != ["none", "none"], page.evaluate("document.activeElement.outerHTML")
+        seen.append(page.evaluate("document.activeElement.className"))
+    assert any("primary-toggle" in name for name in seen) and any("run-link" in name for name in seen)
+    page.locator(".bd-header-article .primary-toggle").press("Enter")
+    page.locator("#pst-primary-sidebar-modal a[href*='how_to_use']").wait_for()
+    page.keyboard.press("Escape")
+    assert not page.locator("#pst-primary-sidebar-modal").is_visible()
+
+
+def test_print_shows_all_and_nothing_to_click(open_page):
+    page = open_page(CHAPTERS[0], viewport=A4)
+    page.emulate_media(media="print")
+    for gone in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".run-links", ".prev-next-footer", ".copybtn"):
+        assert not page.locator(gone).first.is_visible()
+    below = "all => all.map(e => e.clientHeight - e.querySelector('summary').clientHeight)"
+    answers = page.locator("article details:not([open])").evaluate_all(below)
+    assert answers and min(answers) > 10
+    right = "all => all.map(e => e.getBoundingClientRect().right)"
+    assert max(page.locator("article").locator("pre, img, svg, table").evaluate_all(right)) <= A4["width"]
+
+
+def test_the_book_prints(browser, html):
+    def squeezed(text: str) -> str:
+        return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
+
+    book = make_pdf(ROOT, [page.removesuffix(".html") for page in (PAGES[0], CHAPTERS[0])], browser)
+    text = squeezed("".join(page.extract_text() for page in book.pages))
+    folded = [fold for fold in soup(html / CHAPTERS[0]).select("article details") if not fold.select(".math, table")]
+    answers = ["".join(squeezed(str(part)) for part in fold.select("summary")[0].next_siblings) for fold in folded]
+    plain = [answer for answer in answers if "<" not in answer]
+    assert len(plain) >= 6  # a page may end within an answer, but not within its beginning and its end
+    assert not [answer for answer in plain if answer[:30] not in text and answer[-30:] not in text]
+    assert len(book.outline) == 2
+    notes = [note.get_object() for page in book.pages for note in page.get("/Annots", [])]
+    links = [note["/A"]["/URI"] for note in notes if "/URI" in note.get("/A", {})]
+    assert f"{pages(repository())}book/glossary.html" in {link.partition("#")[0] for link in links}
+    assert not [link for link in links if "127.0.0.1" in link]
+
+
 def test_links_between_pages_have_targets(html):
     built = {path.resolve(): soup(path) for path in html.rglob("*.html") if "_static" not in path.parts}
     anchors = {path: {tag["id"] for tag in page.select("[id]")} for path, page in built.items()}
@@ -127,6 +237,20 @@ def test_links_between_pages_have_targets(html):
             if not target.exists() or (wanted and target in anchors and wanted not in anchors[target]):
                 missing.append(f"{path.relative_to(html.resolve())} -> {link['href']}")
     assert not missing
+
+
+@each_chapter
+def test_chapter_leaves_no_dead_widget(html, name):
+    executed = html.parent / "source" / Path(name).with_suffix(".ipynb")
+    assert "application/vnd.jupyter.widget" not in executed.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [n for n in CHAPTERS if "live.panel(" in (ROOT / n).with_suffix(".ipynb").read_text()])
+def test_panel_is_a_picture_with_a_way_to_get_it_live(html, name):
+    page = soup(html / name)
+    [cell] = [cell for cell in page.select("div.cell") if "live.panel(" in cell.get_text()]
+    assert len(cell.select("figure img[alt]")) == 1
+    assert "run this chapter in Binder or Colab" in cell.select_one("figcaption").get_text()
 
 
 @each_chapter

@@ -91,6 +91,13 @@ def test_chapter_runs_once(book):
     assert notebook.metadata.saliency_sanity.seconds > 0 and notebook.metadata.saliency_sanity.megabytes > 10
 
 
+def test_chapters_know_that_nobody_presses_buttons(book):
+    write_chapter(book, "import os\nos.environ['SANITY_STATIC']")
+    assert build(book).returncode == 0
+    [kept] = executions(book)
+    assert nbformat.read(kept, as_version=4).cells[0].outputs[0].data["text/plain"] == "'1'"
+
+
 def test_failing_cell_is_named_and_nothing_is_kept(book):
     write_chapter(book, "total = 0", "mean = 1 / total")
     failed = build(book)

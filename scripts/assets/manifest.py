@@ -1,4 +1,4 @@
-"""Write SHA256SUMS over all shipped assets, and check that every one of them is named in the README.
+"""Write SHA256SUMS: the digest of every shipped asset.
 
 python scripts/assets/manifest.py
 """

@@ -1,0 +1,72 @@
+"""A Sphinx extension: what a page tells other sites, where to run it, and no script that it does not use."""
+
+from html import escape
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+CARD = "_static/social_card.png"  # made by scripts/social_card.py
+CARD_SIZE = (1200, 630)
+CARD_ALT = (
+    "A photograph of a cat with maps of two methods. When the network's top layer becomes random, the map of Gradient"
+    " is another; that of Guided Backprop still shows the cat's eyes."
+)
+LONGEST = 200  # characters of a description
+# MathJax without its menu, which is half of its weight; screen readers get the formulas as MathML.
+MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
+
+
+def description(doctree: nodes.document, longest: int = LONGEST) -> str:
+    """The first paragraph of a page, cut between words."""
+    words = next((paragraph.astext() for paragraph in doctree.findall(nodes.paragraph)), "").split()
+    text = " ".join(words)
+    while len(text) > longest:
+        words.pop()
+        text = " ".join(words).rstrip(",;:.") + " …"
+    return text
+
+
+def preview(app: Sphinx, pagename: str, title: str, about: str) -> str:
+    """The tags that search engines and social networks read; addresses are absolute, from the book's `baseurl`."""
+    home, book = app.config.html_baseurl, app.config.html_title
+    properties = {
+        "og:type": "website" if pagename == app.config.root_doc else "article",
+        "og:site_name": book,
+        "og:title": title,
+        "og:description": about,
+        "og:url": f"{home}{pagename}.html",
+        "og:image": home + CARD,
+        "og:image:width": str(CARD_SIZE[0]),
+        "og:image:height": str(CARD_SIZE[1]),
+        "og:image:alt": CARD_ALT,
+    }
+    tags = [f'<meta property="{name}" content="{escape(value)}" />' for name, value in properties.items()]
+    names = {"description": about, "twitter:card": "summary_large_image"}
+    tags += [f'<meta name="{name}" content="{escape(value)}" />' for name, value in names.items()]
+    return "\n".join(["", *tags, ""])
+
+
+def run_links(header_buttons: list[dict]) -> str:
+    """Plain links to what the theme keeps under the rocket; nothing where a page cannot be run."""
+    launch = [button for group in header_buttons if group["label"] == "launch-buttons" for button in group["buttons"]]
+    links = [f'<a class="run-link" href="{escape(b["url"])}">Run in {b["text"]}</a>' for b in launch]
+    return f'<p class="run-links d-print-none">{" ".join(links)}</p>' if links else ""
+
+
+def extend(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Complete the context from which a page is written."""
+    if doctree is None:  # the search page and the index
+        return
+    title = app.env.titles[pagename].astext()
+    context["metatags"] += preview(app, pagename, title, description(doctree))
+    context["body"] = context["body"].replace("</h1>", "</h1>" + run_links(context["header_buttons"]), 1)
+    if 'class="math' not in context["body"]:  # Sphinx loads it for the formulas of all chapters below a page, too
+        scripts = context["script_files"]
+        context["script_files"] = [script for script in scripts if app.config.mathjax_path not in str(script.filename)]
+
+
+def setup(app: Sphinx) -> dict:
+    app.config.mathjax_path = "mathjax/startup.js"  # of sphinx-mathjax-offline
+    app.config.mathjax3_config = {"loader": {"load": MATHJAX}}
+    app.connect("html-page-context", extend, priority=900)  # after the theme and MathJax
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
