@@ -159,7 +159,7 @@ def test_maps_at_their_own_scale_are_proportional_below_the_clip():
 @pytest.fixture(scope="module")
 def about(html) -> dict:
     """The trials of the built page, whose pictures are beside it."""
-    latest = max((html.parent / "blind_test").iterdir(), key=lambda path: path.stat().st_mtime)
+    latest = max((html.parent / "made/blind_test").iterdir(), key=lambda path: path.stat().st_mtime)
     return json.loads((latest / "trials.json").read_text())
 
 
