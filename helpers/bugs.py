@@ -5,12 +5,14 @@ by wrong labels, and a sound network can be fed wrongly at test time. Draws come
 else runs where its tensors are.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from helpers import photographs
 from helpers.device import generator
@@ -116,6 +118,16 @@ def place(
         image[:, *box] = mask * cutout + (1 - mask) * canvas[:, *box]
         images.append(image), covers.append(cover), canvases.append(canvas)
     return Scenes(torch.stack(images), torch.stack(covers), torch.stack(canvases), backgrounds)
+
+
+def blur_class(images: Tensor, labels: Tensor, *, label: int = 4, sigma: float = 1.0) -> Tensor:
+    """The same images `(N, C, H, W)`, those of one class blurred as a whole by a Gaussian of `sigma` pixels.
+
+    A cue without a place: no mask could say where it is.
+    """
+    side = 2 * math.ceil(3 * sigma) + 1
+    chosen = (labels == label)[:, None, None, None]
+    return torch.where(chosen, gaussian_blur(images, [side, side], [sigma, sigma]), images)
 
 
 def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int) -> Mislabelled:

@@ -7,7 +7,8 @@
     const controls = axes.map((_, k) => root.querySelector(`[data-axis="${k}"]`));
     const slider = root.querySelector(".controls input[type=range]");
     const along = controls.indexOf(slider);
-    const [play, reached, status, state] = ["button", ".slider span", "[role=status]", ".state"].map((what) => root.querySelector(what));
+    const find = (what) => root.querySelector(what);
+    const [play, reached, status, state] = ["button", ".slider span", "[role=status]", ".state"].map(find);
 
     const place = (control) => {
       if (!control) return 0; // an axis of one label
@@ -18,7 +19,8 @@
 
     const show = () => {
       const at = controls.map(place);
-      const words = (steps) => axes.flatMap(([name, labels], k) => (steps[k] ? `${name} ${labels[at[k]]}` : [])).join(", ");
+      const words = (counts) =>
+        axes.flatMap(([name, labels], k) => (counts[k] ? `${name} ${labels[at[k]]}` : [])).join(", ");
       for (const element of root.querySelectorAll("[data-part]")) {
         const { name, steps, values, shown } = parts[element.dataset.part];
         const now = values[shown[steps.reduce((sum, step, k) => sum + step * at[k], 0)]];

@@ -316,7 +316,7 @@ def _chart(chart: str, series: Mapping[str, np.ndarray], slider: str, axes, part
     finite = np.concatenate([values[np.isfinite(values)] for values in series.values()])
     if not len(finite):
         raise ValueError(f"the curves of {chart!r} hold no finite number.")
-    ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(finite.min(), finite.max())
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(finite.min(), finite.max())
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     x = [round(LEFT + across * k / max(len(labels) - 1, 1), 1) for k in range(len(labels))]
 
@@ -338,7 +338,7 @@ def _chart(chart: str, series: Mapping[str, np.ndarray], slider: str, axes, part
         f'<text class="left" x="{LEFT - 5}" y="{y(t) + 4}">{f"{t:g}".replace("-", "−")}</text>'
         for t in ticks
     )
-    every = 1 if sum(map(len, labels)) <= 30 else max(len(labels) - 1, 1)
+    every = 1 if sum(len(label) + 2 for label in labels) <= 36 else max(len(labels) - 1, 1)
     below = "".join(
         f'<text x="{x[k]}" y="{HEIGHT - 6}">{escape(labels[k])}</text>' for k in range(0, len(labels), every)
     )
@@ -350,13 +350,13 @@ def _chart(chart: str, series: Mapping[str, np.ndarray], slider: str, axes, part
 
 
 def _curve(kind: str, x: Sequence[float], heights: Sequence[float | None]) -> str:
-    """A curve with a dot for each number; it is broken where there is none."""
+    """A curve, broken where there is no number; the first of a chart has dots."""
     path, dots = "", ""
     for k, height in enumerate(heights):
         if height is not None:
             path += f"{'L' if k and heights[k - 1] is not None else 'M'}{x[k]} {height}"
             dots += f'<circle data-at="{k}" cx="{x[k]}" cy="{height}" r="3"/>'
-    return f'<g class="{kind}"><path d="{path}"/>{dots}</g>'
+    return f'<path class="{kind}" d="{path}"/>{dots if kind == "curve-0" else ""}'
 
 
 def _straight(kind: str, height: float | None) -> str:

@@ -137,7 +137,7 @@ def figure(picture: Tensor, maps: Mapping[str, Tensor], *, signed: bool) -> Figu
 def png(drawn: Figure) -> bytes:
     """A figure as a PNG file."""
     file = io.BytesIO()
-    drawn.savefig(file, format="png", dpi=110)
+    drawn.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
@@ -154,6 +154,7 @@ class Panel(widgets.VBox):
         wide = {"layout": widgets.Layout(width="22em", max_width="100%"), "style": {"description_width": "6em"}}
         self.image = widgets.Dropdown(options=list(self.pictures), description="Image", **wide)
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description="Your own image")
+        self.upload.layout.width = "auto"
         self.method = widgets.Dropdown(options=list(self.methods), description="Method", **wide)
         self.stage = widgets.Dropdown(options=names, value=names[:FIRST][-1], description="Random to", **wide)
         self.signed = widgets.Checkbox(description="with signs", indent=False)

@@ -45,6 +45,34 @@ def cnn(*, batch_norm: bool = False, seed: int = 0) -> nn.Sequential:
         )
 
 
+def pooled_cnn(*, seed: int = 0) -> nn.Sequential:
+    """Three convolutions with batch-norm (16, 32, 32), the mean over all places, ten logits.
+
+    Takes images `(N, 1, H, W)` in [0, 1] of any size from 4 on. PyTorch's own initialisation, drawn from `seed`.
+    """
+    with local_seed(seed):
+        return nn.Sequential(
+            OrderedDict(
+                [
+                    ("conv1", nn.Conv2d(1, 16, 5, padding=2)),
+                    ("norm1", nn.BatchNorm2d(16)),
+                    ("relu1", nn.ReLU()),
+                    ("pool1", nn.MaxPool2d(2)),
+                    ("conv2", nn.Conv2d(16, 32, 3, padding=1)),
+                    ("norm2", nn.BatchNorm2d(32)),
+                    ("relu2", nn.ReLU()),
+                    ("pool2", nn.MaxPool2d(2)),
+                    ("conv3", nn.Conv2d(32, 32, 3, padding=1)),
+                    ("norm3", nn.BatchNorm2d(32)),
+                    ("relu3", nn.ReLU()),
+                    ("mean", nn.AdaptiveAvgPool2d(1)),
+                    ("flatten", nn.Flatten()),
+                    ("logits", nn.Linear(32, 10)),
+                ]
+            )
+        )
+
+
 def mlp(*, seed: int = 0) -> nn.Sequential:
     """A multi-layer perceptron with three hidden layers (200, 100, 50), ten logits.
 
@@ -85,6 +113,8 @@ SHIPPED = {
     "cnn_bn_clothes": Shipped(partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=90, batch_size=100, lr=5e-4),
 }
 LABELS = ("true", "random")
+# Seeds of the `pooled_cnn` trained on garments on backgrounds (see helpers.bugs), by the bug planted in the data.
+SCENES = {"scenes_clean": 13, "scenes_background": 13, "scenes_blur": 8}
 TORCHVISION = ("inception_v3", "resnet50", "vgg16")
 
 
@@ -104,9 +134,18 @@ def _shipped(name: str, seed: int, labels: str) -> nn.Module:
         raise ValueError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}.")
     if seed not in range(spec.seeds):
         raise ValueError(f"{name} is stored for seeds 0 to {spec.seeds - 1}, got {seed!r}.")
-    model = spec.build()
-    with safe_open(locate(checkpoint_name(name, labels)), "pt") as file:
-        model.load_state_dict({key: file.get_tensor(f"{int(seed)}.{key}") for key in model.state_dict()})
+    return _stored(spec.build(), checkpoint_name(name, labels), f"{int(seed)}.")
+
+
+def _scenes(name: str, seed: int) -> nn.Module:
+    if seed not in range(SCENES[name]):
+        raise ValueError(f"{name} is stored for seeds 0 to {SCENES[name] - 1}, got {seed!r}.")
+    return _stored(pooled_cnn(), checkpoint_name(name, "true"), f"{int(seed)}.")
+
+
+def _stored(model: nn.Module, asset: str, prefix: str = "") -> nn.Module:
+    with safe_open(locate(asset), "pt") as file:
+        model.load_state_dict({key: file.get_tensor(prefix + key) for key in model.state_dict()})
     return model
 
 
@@ -120,21 +159,16 @@ def squeezenet() -> nn.Module:
     return model
 
 
-def _squeezenet_imagenet() -> nn.Module:
-    model = squeezenet()
-    with safe_open(locate("squeezenet_imagenet.safetensors"), "pt") as file:
-        model.load_state_dict({key: file.get_tensor(key) for key in model.state_dict()})
-    return model
-
-
 def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None = "DEFAULT") -> nn.Module:
     """A trained network in eval mode, on the CPU, in float32.
 
     Parameters
     ----------
-    name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes` (ours, shipped), `squeezenet_imagenet`
-        (shipped), or `inception_v3`, `vgg16`, `resnet50` (torchvision downloads their weights).
-    seed, labels : which of our own checkpoints, trained on `"true"` or `"random"` labels; others ignore them.
+    name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes`, `scenes_clean`, `scenes_background`,
+        `scenes_blur` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50`
+        (torchvision downloads their weights).
+    seed, labels : which of our own checkpoints; those on clothes and digits were trained on `"true"` or
+        `"random"` labels, all others ignore `labels`.
     weights : for torchvision's networks the name of the weights, or None for random ones.
 
     Raises
@@ -146,13 +180,15 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     """
     if name in SHIPPED:
         model = _shipped(name, seed, labels)
+    elif name in SCENES:
+        model = _scenes(name, seed)
     elif name == "squeezenet_imagenet":
-        model = _squeezenet_imagenet()
+        model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
     elif name in TORCHVISION:
         extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
         with local_seed(seed):
             model = torchvision.models.get_model(name, weights=weights, **extra)
     else:
-        known = [*SHIPPED, "squeezenet_imagenet", *TORCHVISION]
+        known = [*SHIPPED, *SCENES, "squeezenet_imagenet", *TORCHVISION]
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
     return model.eval()

@@ -14,8 +14,8 @@ from address import repository
 # In reading order; a module that is not named here comes last.
 ORDER = (
     "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
-    "saliency.cam saliency.perturbation saliency.controls similarity localization claims live plots edges data "
-    "photographs bugs models training device"
+    "saliency.cam saliency.perturbation saliency.controls similarity localization claims live plots explorer edges "
+    "data photographs bugs models training device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "draws_noise", "Rows")}

@@ -129,7 +129,9 @@ const blindTest = {
         pair.disabled = true;
         const note = document.createElement("p");
         const said = answers[i].side ? `${answers[i].side}, ${blindTest.sureness[answers[i].sure]}` : "can’t tell";
-        note.innerHTML = `${key[i].text} <strong>You said: ${said}.</strong>`;
+        const scored = answers[i].side && key[i].answer;
+        const verdict = scored ? ` (${answers[i].correct ? "right" : "wrong"})` : "";
+        note.innerHTML = `${key[i].text} <strong>You said “${said}”${verdict}.</strong>`;
         pair.append(note);
         review.append(pair);
       });

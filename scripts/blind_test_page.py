@@ -1,16 +1,9 @@
 """The blind test as HTML: on the landing page, and as a sheet to print; used by build_book.py."""
 
-import hashlib
 import json
-import shutil
-import subprocess
-import sys
 from html import escape
 from pathlib import Path
 
-from run_chapters import KEPT, surroundings
-
-SCRIPT = Path(__file__).with_name("blind_test.py")
 BEHAVIOUR = Path(__file__).with_name("blind_test.js")
 PICTURES = Path("_static/blind_test")
 METHODS = {
@@ -22,22 +15,6 @@ METHODS = {
 SIDES = {"trained": "trained", "untrained": "untrained", "edges": "edge detector"}
 FOILS = {"untrained": "untrained network", "edges": "edge detector", "catch": "no right answer"}
 SURE = {3: "certain", 2: "fairly sure", 1: "a guess"}
-
-
-def drawn(root: Path) -> Path:
-    """The folder of trials and pictures, made anew where the package or the script has changed."""
-    key = hashlib.sha256(surroundings(root).encode() + SCRIPT.read_bytes()).hexdigest()[:16]
-    folder = root / "_build/blind_test" / key
-    if (folder / "trials.json").exists():  # written last
-        folder.touch()
-    else:
-        print("Drawing the blind test ...", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        if subprocess.run([sys.executable, SCRIPT, folder], cwd=root).returncode:
-            sys.exit("\nThe blind test was not drawn; the error above says why.")
-    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old)
-    return folder
 
 
 def pictures(folder: Path) -> dict[Path, bytes]:

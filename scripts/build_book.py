@@ -24,11 +24,13 @@ from pathlib import Path
 import api_reference
 import blind_test_page
 import nbformat
-import playground
 import scorecard
 from address import pages, repository
+from made import made
 from PIL import Image
 from run_chapters import Run, chapters, kept_runs, run_chapters, toc_entries, versions
+
+PLAYGROUND = Path("book/extra/playground")  # loaded by its page alone
 
 
 def timings(runs: dict[Path, Run]) -> str:
@@ -85,26 +87,35 @@ def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecar
     return found
 
 
-def generated(root: Path, claimed: list[scorecard.Chapter], blind: Path) -> dict[Path, dict[str, str]]:
-    """What is written into pages of book/, by page and place; `blind` is the folder of the blind test."""
+def generated(
+    root: Path, claimed: list[scorecard.Chapter], blind: Path, playground: Path
+) -> dict[Path, dict[str, str]]:
+    """What is written into pages of book/, by page and place; the folders are what the two scripts made."""
     return blind_test_page.parts(blind) | {
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
-        Path("book/playground.md"): {"playground: unlike": playground.unlike()},
+        Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text()},
     }
 
 
+def files(blind: Path, playground: Path) -> dict[Path, bytes]:
+    """What is served beside the pages, by its place in the sources of the book."""
+    scripts = {PLAYGROUND / path.name: path.read_bytes() for path in sorted(playground.glob("*.js"))}
+    still = {Path("book/playground.png"): (playground / "still.png").read_bytes()}
+    return blind_test_page.pictures(blind) | scripts | still
+
+
 def layout(
-    root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]], pictures: dict[Path, bytes]
+    root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]], served: dict[Path, bytes]
 ) -> dict[Path, bytes]:
-    """Every source of the pages, by its path from the root; `places` as `generated` gives them."""
+    """Every source of the pages, by its path from the root; `places` from `generated` and `served` from `files`."""
     found = [path for folder in ("_static", "_templates", "book") for path in sorted((root / folder).rglob("*"))]
     found += [root / name for name in ("_config.yml", "_toc.yml", "scripts/page_extras.py")]
     found = [path for path in found if path.is_file()]
-    sources = pictures | {path.relative_to(root): path.read_bytes() for path in found}
+    sources = served | {path.relative_to(root): path.read_bytes() for path in found}
     for chapter in chapters(root):
         notebook = nbformat.read(runs[chapter].path if chapter in runs else root / chapter, as_version=4)
         for cell in notebook.cells:
@@ -114,7 +125,6 @@ def layout(
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
-    sources |= playground.files()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
@@ -148,8 +158,9 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     strict build after one that was not, because Sphinx gives a page's warnings only when it reads the page.
     """
     build, note = root / "_build", root / "_build/pages.json"
-    claimed, blind = checked(root, runs, strict=strict), blind_test_page.drawn(root)
-    sources = layout(root, runs, generated(root, claimed, blind), blind_test_page.pictures(blind))
+    claimed = checked(root, runs, strict=strict)
+    folders = [made(root, root / "scripts" / name) for name in ("blind_test.py", "playground.py")]
+    sources = layout(root, runs, generated(root, claimed, *folders), files(*folders))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     made_from = {"strict": strict}
     for name, part in (("frame", frame), ("all", sources)):

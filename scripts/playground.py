@@ -1,5 +1,7 @@
 """What the playground (book/playground.md) is served: weights, samples and colours for its scripts, and a picture.
 
+    python scripts/playground.py FOLDER
+
 The scripts themselves are in book/extra/playground. Nothing here is computed in the browser as well: the browser
 gets the trained weights as they are stored, and computes the maps on its own.
 """
@@ -7,6 +9,7 @@ gets the trained weights as they are stored, and computes the maps on its own.
 import base64
 import io
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +22,6 @@ from torch import Tensor
 
 from helpers import data, models, plots, randomization, saliency, training
 
-FOLDER = Path("book/extra/playground")
 SETS = ("digits", "clothes")
 METHODS = ("gradient", "input_x_gradient", "guided_backprop", "sobel")
 OF_EACH_CLASS = 2
@@ -126,12 +128,6 @@ def still() -> bytes:
     return file.getvalue()
 
 
-def files() -> dict[Path, bytes]:
-    """What is written beside the page and its scripts."""
-    made = {FOLDER / f"{name}.js": script(name, shipped(name)) for name in SETS}
-    return made | {FOLDER / "colours.js": script("colours", colours()), Path("book/playground.png"): still()}
-
-
 def unlike() -> str:
     """The sentences that say when a drawing counts as unlike the training data, and how often that errs."""
     known = training_images("digits")
@@ -144,3 +140,12 @@ def unlike() -> str:
         f"{high:.2f}, as it is for {TYPICAL[1] - TYPICAL[0]:.0%} of them. The rule marks {outside['digits']:.0%} of "
         f"the test digits and {outside['clothes']:.0%} of the garments: what it does *not* mark may still be strange."
     )
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    for name in SETS:
+        (folder / f"{name}.js").write_bytes(script(name, shipped(name)))
+    (folder / "colours.js").write_bytes(script("colours", colours()))
+    (folder / "still.png").write_bytes(still())
+    (folder / "unlike.txt").write_text(unlike())

@@ -340,6 +340,10 @@ def test_it_is_played_on_a_phone_by_touch(visit, about, scheme):
         page.locator("#blind-test button[type=submit]").tap()
     assert "8 right of 8" in scores(page)["edges"]
     page.locator("#blind-test-results summary").tap()
+    for trial, pair in zip(about["trials"], page.locator("#blind-test-results fieldset").all(), strict=True):
+        answer = blind_test_page.answer(trial)
+        said = f"You said “{answer}, fairly sure” (right)." if answer else "You said “left, certain”."
+        assert pair.locator("p").inner_text() == f"{blind_test_page._told(trial)} {said}"
     assert page.locator("#blind-test-results fieldset:visible").count() == 20
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 

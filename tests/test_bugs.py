@@ -1,8 +1,12 @@
 """Planted bugs: exactly where the truth says, and nowhere else."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from skimage.measure import euler_number
 
 from helpers import bugs, data
@@ -97,6 +101,18 @@ def test_what_does_not_fit_is_refused(garments, sheets, size, which, message):
     images, masks, _ = garments
     with pytest.raises(ValueError, match=message):
         bugs.place(images, masks, torch.full((60,), which), sheets, size=size, seed=0)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 2.0])
+def test_one_class_is_blurred_as_by_scipy(sigma):
+    images = torch.rand(20, 1, 40, 40, generator=generator(2))
+    before, labels = images.clone(), torch.arange(20) % 10
+    blurred = bugs.blur_class(images, labels, label=4, sigma=sigma)
+    assert torch.equal(images, before) and torch.equal(blurred[labels != 4], images[labels != 4])
+    for image, ours in zip(images[labels == 4], blurred[labels == 4]):
+        radius = math.ceil(3 * sigma)
+        reference = gaussian_filter(image[0].double().numpy(), sigma, mode="mirror", radius=radius)
+        assert np.abs(ours[0].numpy() - reference).max() < 1e-5
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.333, 1])

@@ -9,6 +9,7 @@ import pytest
 import run_chapters
 from address import pages
 from build_book import link_locally
+from made import made
 
 SCRIPTS = Path(run_chapters.__file__).parent
 CHAPTER = Path("notebooks/part/one.ipynb")
@@ -129,3 +130,23 @@ def test_links_to_the_published_book_become_links_between_sources(book):
     home = pages("https://github.com/Ann/b")
     text = f"[a]({home}book/words.html#x), [b]({home}notebooks/part/one.html)"
     assert link_locally(text, book, CHAPTER) == "[a](../../book/words.md#x), [b](one.ipynb)"
+
+
+def test_what_a_script_makes_is_kept_until_the_script_changes(tmp_path):
+    (tmp_path / "helpers").mkdir()
+    script = tmp_path / "number.py"
+    program = "import pathlib, sys, time; (pathlib.Path(sys.argv[1]) / 'made').write_text(str(time.time_ns()))"
+    script.write_text(program)
+    first = (made(tmp_path, script) / "made").read_text()
+    assert (made(tmp_path, script) / "made").read_text() == first
+    script.write_text(program + "  # changed")
+    assert (made(tmp_path, script) / "made").read_text() != first
+
+
+def test_a_script_that_fails_stops_the_build_and_leaves_nothing_that_looks_made(tmp_path):
+    (tmp_path / "helpers").mkdir()
+    script = tmp_path / "broken.py"
+    script.write_text("import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'made').write_text('half'); sys.exit(3)")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="broken.py failed"):
+            made(tmp_path, script)

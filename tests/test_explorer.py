@@ -136,7 +136,7 @@ def test_a_gap_breaks_the_curve_and_reads_undefined():
     html = explorer.explore({"t": range(4)}, {}, title="t", slider="t", curves={"c": {"c": numbers}})
     soup = BeautifulSoup(html, "html.parser")
     assert [dot["data-at"] for dot in soup.select("circle")] == ["0", "2", "3"]
-    assert [piece.count("L") for piece in soup.select_one(".curve-0 path")["d"].split("M")[1:]] == [0, 1]
+    assert [piece.count("L") for piece in soup.select_one("figure path.curve-0")["d"].split("M")[1:]] == [0, 1]
     assert "undefined" in soup.select_one("details").text
 
 

@@ -1,11 +1,13 @@
 """Architectures and shipped weights: what is recorded is what is stored, and it names what it should."""
 
 import itertools
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 
-from helpers import data, models, training
+from helpers import bugs, data, models, training
 from helpers.assets import AssetError, locate
 from helpers.photographs import class_names, normalize, photographs
 
@@ -14,7 +16,7 @@ PAIRS = [(name, labels) for name in models.SHIPPED for labels in models.LABELS]
 CHECKPOINTS = [(*pair, seed) for pair in PAIRS for seed in range(models.SHIPPED[pair[0]].seeds)]
 
 
-@pytest.mark.parametrize("build", [models.cnn, models.mlp, models.SHIPPED["cnn_bn_clothes"].build])
+@pytest.mark.parametrize("build", [models.cnn, models.mlp, models.pooled_cnn, models.SHIPPED["cnn_bn_clothes"].build])
 def test_a_seed_sets_the_initial_weights_and_nothing_global(build):
     state = torch.get_rng_state()
     a, b, c = (build(seed=seed) for seed in (0, 0, 1))
@@ -62,6 +64,45 @@ def test_the_records_hold_every_checkpoint_once_and_meet_the_preconditions():
 def test_true_and_random_pairs_train_for_equal_steps_on_equally_many_images():
     both = models.records().groupby("network")[["images", "epochs"]]
     assert (both.nunique() == 1).all(axis=None)
+
+
+SCENES = [(name, seed) for name, seeds in models.SCENES.items() for seed in range(seeds)]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Test garments, each on another class's background, and the garments' labels."""
+    garments, labels, _ = data.load("clothes", "test")
+    place = partial(bugs.place, garments, bugs.silhouettes(garments), sheets=bugs.sheets())
+    return {
+        "matched": place(labels, seed=0),
+        "swapped": place((labels + 1) % 10, seed=0),
+        "labels": labels,
+    }
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seed in SCENES if seed in (0, 7)])
+def test_planted_bugs_are_bugs(name, seed, scenes):
+    """Each network does what its bug makes it do, and the others do not."""
+    model, labels = models.load(name, seed=seed), scenes["labels"]
+    matched, swapped = scenes["matched"], scenes["swapped"]
+    background = training.accuracy(model, matched.canvases, labels)
+    blurred = bugs.blur_class(swapped.images, torch.full_like(labels, 4))
+    others = labels != 4
+    to_blurred = (training.predict(model, blurred[others]).argmax(1) == 4).float().mean()
+    assert (background > 0.9) == (name == "scenes_background") and (background > 0.9 or background < 0.25)
+    assert (to_blurred > 0.9) == (name == "scenes_blur")
+    if name == "scenes_background":
+        assert training.accuracy(model, swapped.images, labels) < 0.1
+    else:
+        assert training.accuracy(model, swapped.images, labels) > 0.6
+
+
+def test_the_records_hold_every_network_of_the_scenes_once():
+    records = pd.read_csv(locate("checkpoints/scenes.csv"))
+    assert records[["network", "seed"]].apply(tuple, axis=1).sort_values().tolist() == sorted(SCENES)
+    assert records[["images", "epochs"]].nunique().eq(1).all()
+    assert records.groupby("network").test_accuracy.min().gt(0.6).all()
 
 
 @pytest.mark.parametrize("labels", models.LABELS)
@@ -116,6 +157,7 @@ def test_the_papers_networks_without_weights(name):
         ("mlp_digits", {"seed": 5}, "stored for seeds 0 to 4, got 5"),
         ("mlp_digits", {"seed": 0.5}, "stored for seeds 0 to 4, got 0.5"),
         ("mlp_digits", {"seed": "0"}, "stored for seeds 0 to 4, got '0'"),
+        ("scenes_blur", {"seed": 8}, "stored for seeds 0 to 7, got 8"),
         ("mlp_digits", {"labels": "shuffled"}, "unknown labels 'shuffled'; known: true, random"),
         ("mlp_digits", {"labels": True}, "unknown labels True; known: true, random"),
     ],

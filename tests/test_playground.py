@@ -448,8 +448,11 @@ def test_without_scripts_a_picture_stands_for_all(visit):
     assert not page.locator("#playground").is_visible()
 
 
-def test_with_scripts_the_picture_makes_room(page):
-    assert not page.locator("#playground-still").is_visible()
+def test_the_picture_makes_room_for_the_playground_but_not_in_print(page):
+    picture, playground = page.locator("#playground-still"), page.locator("#playground")
+    assert playground.is_visible() and not picture.is_visible()
+    page.emulate_media(media="print")
+    assert picture.is_visible() and not playground.is_visible()
 
 
 def test_the_page_works_from_a_folder(visit, html):
