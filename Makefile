@@ -21,7 +21,7 @@ book: $(INSTALLED) ## run every chapter that changed, then make the pages in _bu
 	@$(BIN)/python scripts/build_book.py
 
 test: book ## build the book where it is missing or old, then run all tests
-	@$(BIN)/python -m pytest --numprocesses auto
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 pdf: book ## print the pages into _build/book.pdf; needs Chromium
 	@$(BIN)/python scripts/make_pdf.py
