@@ -11,6 +11,8 @@ from helpers.device import generator
 from helpers.saliency.core import class_count
 from helpers.sanity import Rows, draws_noise, heat_of, named
 
+PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
+
 
 def random_logit(
     model: nn.Module,
@@ -54,10 +56,12 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
         draw = generator(seed)
         width = sigma * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
         total = torch.zeros((), device=images.device)
-        for _ in range(samples):
-            noise = torch.randn(images.shape, generator=draw).to(images)
+        for done in range(0, samples, together := max(1, PER_CALL // len(images))):
+            count = min(together, samples - done)
+            noise = torch.randn((count, *images.shape), generator=draw).to(images)
             options = {"seed": int(torch.randint(2**62, (), generator=draw))} if draws_noise(base) else {}
-            total = total + base(model, images + width * noise, targets, **options)
+            maps = base(model, (images + width * noise).flatten(0, 1), targets.repeat(count), **options)
+            total = total + maps.unflatten(0, (count, -1)).sum(0)
         return total / samples
 
     mean_map.__name__ = f"denoised_{getattr(base, '__name__', 'method')}"

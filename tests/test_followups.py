@@ -56,6 +56,18 @@ def test_denoising_averages_noise_away_and_repeats_with_its_seed(linear, images)
     assert quiet.__name__ == "denoised_noise"
 
 
+def test_denoising_counts_every_copy_once(linear, images):
+    calls = []
+
+    def counted(model, pictures, targets):
+        calls.append(len(pictures))
+        return saliency.gradient(model, pictures, targets)
+
+    maps = followups.denoised(counted, samples=37)(linear, images, TARGETS)
+    assert sum(calls) == 37 * len(images) and max(calls) <= followups.PER_CALL
+    torch.testing.assert_close(maps, saliency.gradient(linear, images, TARGETS))  # the same at every input
+
+
 @pytest.mark.parametrize("options", [{"samples": 0}, {"sigma": -1.0}])
 def test_denoising_refuses(options):
     with pytest.raises(ValueError, match="samples must be at least 1"):
