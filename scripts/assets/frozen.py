@@ -1,6 +1,6 @@
 """Train small CNNs on garments, whole and with stages frozen, and store them in half precision.
 
-    python scripts/assets/frozen.py                             all of them (about six minutes on one core)
+    python scripts/assets/frozen.py                             all of them (about ten minutes on one core)
     python scripts/assets/frozen.py frozen_conv1 --seed 3
 
 All see the same garments for the same number of steps. `seed` sets the initial weights, with which frozen stages
