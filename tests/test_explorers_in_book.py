@@ -12,7 +12,8 @@ LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CASCADE = "randomization/cascading"
 GALLERY, PATTERNS = "methods/cam_and_perturbation", "theory/one_layer_cnn"
 CHAPTERS = [
-    CASCADE, GALLERY, PATTERNS, "randomization/independent", "methods/gradient_family", "theory/input_dominance"
+    CASCADE, GALLERY, PATTERNS, "randomization/independent", "methods/gradient_family", "theory/input_dominance",
+    "second_thoughts/forgetting_the_top",
 ]  # fmt: skip
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
 
