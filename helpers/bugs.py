@@ -1,20 +1,21 @@
-"""Data sets with a bug planted in them, and the exact truth about where it is.
+"""Data sets and networks with a bug planted in them, and the exact truth about where it is.
 
 The taxonomy is that of Adebayo et al. (2020): data can be contaminated by a background that goes with the class or
-by wrong labels, and a sound network can be fed wrongly at test time. Draws come from a CPU generator; everything
-else runs where its tensors are.
+by wrong labels, a network can lose weights that it had learned, and a sound network can be fed wrongly at test time.
+Draws come from a CPU generator; everything else runs where its tensors are.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from scipy.ndimage import binary_fill_holes
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from helpers import photographs
+from helpers import photographs, randomization
 from helpers.device import generator
 from helpers.training import check_labels
 
@@ -156,6 +157,36 @@ def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int
     wrong = labels.clone()
     wrong[flipped] = (labels[flipped] + shift) % classes
     return Mislabelled(wrong, flipped)
+
+
+def lost_weights(
+    model: nn.Module, stage: str, *, share: float = 1.0, seed: int, example: Tensor | None = None
+) -> nn.Module:
+    """A copy of `model` in which a stage, or a share of its channels, is as initialised: a part of a checkpoint lost.
+
+    Parameters
+    ----------
+    model : any module; it is left bit for bit as it is.
+    stage, example : one of `randomization.plan(model, example=example)`; norms belong to the layer before them.
+    share : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. A norm
+        loses those that its layer loses. The other channels keep what they have learned.
+
+    Raises
+    ------
+    ValueError
+        An unknown stage, or a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is in [0, 1], got {share}.")
+    copies = dict(randomization.independent(model, seed=seed, example=example))
+    if stage not in copies:
+        raise ValueError(f"unknown stage {stage!r}; known: {', '.join(copies)}.")
+    broken, fresh = deepcopy(model), copies[stage].state_dict()
+    for name, tensor in broken.state_dict().items():
+        if tensor.dim() and not torch.equal(tensor, fresh[name]):
+            rows = torch.randperm(len(tensor), generator=generator(seed))[: round(share * len(tensor))]
+            tensor[rows] = fresh[name][rows]
+    return broken
 
 
 # Mistakes of a pipeline that feeds images in [0, 1] to a network trained on such images.

@@ -115,6 +115,9 @@ SHIPPED = {
 LABELS = ("true", "random")
 # Seeds of the `pooled_cnn` trained on garments on backgrounds (see helpers.bugs), by the bug planted in the data.
 SCENES = {"scenes_clean": 8, "scenes_background": 8, "scenes_blur": 8}
+# Seeds of the `pooled_cnn` trained on garments: whole, with stages frozen at random up to the one named, and with all
+# stages but the logits frozen after a training on digits.
+FROZEN = {"pooled_clothes": 10, "frozen_conv1": 6, "frozen_conv2": 6, "frozen_features": 6}
 TORCHVISION = ("inception_v3", "resnet50", "vgg16")
 
 
@@ -137,9 +140,10 @@ def _shipped(name: str, seed: int, labels: str) -> nn.Module:
     return _stored(spec.build(), checkpoint_name(name, labels), f"{int(seed)}.")
 
 
-def _scenes(name: str, seed: int) -> nn.Module:
-    if seed not in range(SCENES[name]):
-        raise ValueError(f"{name} is stored for seeds 0 to {SCENES[name] - 1}, got {seed!r}.")
+def _pooled(name: str, seed: int) -> nn.Module:
+    seeds = (SCENES | FROZEN)[name]
+    if seed not in range(seeds):
+        raise ValueError(f"{name} is stored for seeds 0 to {seeds - 1}, got {seed!r}.")
     return _stored(pooled_cnn(), checkpoint_name(name, "true"), f"{int(seed)}.")
 
 
@@ -165,8 +169,8 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     Parameters
     ----------
     name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes`, `scenes_clean`, `scenes_background`,
-        `scenes_blur` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50`
-        (torchvision downloads their weights).
+        `scenes_blur`, `pooled_clothes`, `frozen_conv1`, `frozen_conv2`, `frozen_features` (ours, shipped),
+        `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50` (torchvision downloads their weights).
     seed, labels : which of our own checkpoints; those on clothes and digits were trained on `"true"` or
         `"random"` labels, all others ignore `labels`.
     weights : for torchvision's networks the name of the weights, or None for random ones.
@@ -180,8 +184,8 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     """
     if name in SHIPPED:
         model = _shipped(name, seed, labels)
-    elif name in SCENES:
-        model = _scenes(name, seed)
+    elif name in SCENES | FROZEN:
+        model = _pooled(name, seed)
     elif name == "squeezenet_imagenet":
         model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
     elif name in TORCHVISION:
@@ -189,6 +193,6 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
         with local_seed(seed):
             model = torchvision.models.get_model(name, weights=weights, **extra)
     else:
-        known = [*SHIPPED, *SCENES, "squeezenet_imagenet", *TORCHVISION]
+        known = [*SHIPPED, *SCENES, *FROZEN, "squeezenet_imagenet", *TORCHVISION]
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
     return model.eval()

@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.measure import euler_number
 
-from helpers import bugs, data
+from helpers import bugs, data, models, randomization
 from helpers.device import generator
 from helpers.training import permute_labels
 
@@ -146,6 +146,50 @@ def test_flips_follow_their_seed_and_leave_the_global_state():
 def test_impossible_flips_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         bugs.mislabel(LABELS, seed=0, **options)
+
+
+def changed(model, broken) -> dict[str, torch.Tensor]:
+    """Of each weight and statistic that is not as it was, which of its channels are not."""
+    pairs = ((name, w, broken.state_dict()[name]) for name, w in model.state_dict().items() if w.dim())
+    return {name: (old != new).flatten(1).any(1) if old.dim() > 1 else old != new for name, old, new in pairs
+            if not torch.equal(old, new)}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["logits", "conv3", "conv1"])
+def test_lost_weights_are_those_of_the_stage_as_initialised(stage):
+    model = models.load("scenes_clean")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    broken = bugs.lost_weights(model, stage, seed=1)
+    fresh = dict(randomization.independent(model, seed=1))[stage].state_dict()
+    assert {name.split(".")[0] for name in changed(model, broken)} <= {stage, stage.replace("conv", "norm")}
+    assert all(torch.equal(w, fresh[name]) for name, w in broken.state_dict().items() if w.dim())
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+
+
+def test_a_share_of_the_channels_is_lost_whole_and_the_norm_loses_the_same():
+    model = models.load("scenes_clean")
+    lost = changed(model, bugs.lost_weights(model, "conv2", share=0.25, seed=3))
+    assert set(lost) == {f"conv2.{k}" for k in ("weight", "bias")} | {
+        f"norm2.{k}" for k in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert lost["conv2.weight"].sum() == 8 and all(torch.equal(v, lost["conv2.weight"]) for v in lost.values())
+    assert not changed(model, bugs.lost_weights(model, "conv2", share=0.0, seed=3))
+
+
+def test_what_is_lost_follows_the_seed_and_leaves_the_global_state():
+    model, state = models.load("scenes_clean"), torch.get_rng_state()
+    first, again, other = (bugs.lost_weights(model, "conv1", share=0.5, seed=s) for s in (0, 0, 1))
+    assert not changed(first, again) and changed(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("stage", "share", "message"),
+    [("fc9", 1.0, "known: logits, conv3"), ("conv1", 1.5, "share"), ("conv1", -1, "share")],
+)
+def test_impossible_losses_are_refused(stage, share, message):
+    with pytest.raises(ValueError, match=message):
+        bugs.lost_weights(models.load("scenes_clean"), stage, share=share, seed=0)
 
 
 def test_wrong_preprocessing_keeps_the_shape_and_changes_the_image():

@@ -105,6 +105,37 @@ def test_the_records_hold_every_network_of_the_scenes_once():
     assert records.groupby("network").test_accuracy.min().gt(0.6).all()
 
 
+FROZEN = [(name, seed) for name, seeds in models.FROZEN.items() for seed in range(seeds)]
+KEPT = {"pooled_clothes": 0, "frozen_conv1": 1, "frozen_conv2": 2}  # convolutions that are as initialised
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seed in FROZEN if seed in (0, 5)])
+def test_frozen_stages_are_as_they_were_and_the_others_are_not(name, seed):
+    model, start = models.load(name, seed=seed), models.pooled_cnn(seed=seed)
+    pairs = [(model.get_submodule(stage).weight, start.get_submodule(stage).weight)
+             for stage in ("conv1", "conv2", "conv3", "logits")]  # fmt: skip
+    frozen = [torch.allclose(now, then.half().float(), atol=1e-3) for now, then in pairs]
+    assert frozen == [number < KEPT.get(name, 0) for number in range(4)]
+
+
+def test_the_records_hold_every_frozen_network_once_and_say_which_freezing_matters():
+    records = pd.read_csv(locate("checkpoints/frozen.csv"))
+    assert records[["network", "seed"]].apply(tuple, axis=1).sort_values().tolist() == sorted(FROZEN)
+    assert records[["images", "epochs"]].nunique().eq(1).all()
+    test = records.pivot(index="seed", columns="network", values="test_accuracy")
+    assert (test.pooled_clothes - test.frozen_conv1).mean() < 0.03
+    assert (test.pooled_clothes - test.frozen_features).min() > 0.05
+
+
+@pytest.mark.parametrize("name", models.FROZEN)
+def test_a_frozen_network_classifies_as_recorded(name):
+    test = data.load("clothes", "test")
+    row = pd.read_csv(locate("checkpoints/frozen.csv")).query("network == @name and seed == 1").squeeze()
+    assert training.accuracy(models.load(name, seed=1), test.images, test.labels) == pytest.approx(
+        row.test_accuracy, abs=2e-3
+    )
+
+
 @pytest.mark.parametrize("labels", models.LABELS)
 def test_seeds_are_different_networks(labels):
     stored = [
@@ -158,6 +189,7 @@ def test_the_papers_networks_without_weights(name):
         ("mlp_digits", {"seed": 0.5}, "stored for seeds 0 to 4, got 0.5"),
         ("mlp_digits", {"seed": "0"}, "stored for seeds 0 to 4, got '0'"),
         ("scenes_blur", {"seed": 8}, "stored for seeds 0 to 7, got 8"),
+        ("frozen_conv1", {"seed": 6}, "stored for seeds 0 to 5, got 6"),
         ("mlp_digits", {"labels": "shuffled"}, "unknown labels 'shuffled'; known: true, random"),
         ("mlp_digits", {"labels": True}, "unknown labels True; known: true, random"),
     ],
