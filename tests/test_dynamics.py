@@ -135,7 +135,7 @@ def test_the_stored_frames_hold_each_replicate_and_agree_with_the_networks():
     stored = epochs.query("seed == 3 and epoch == 5").squeeze()
     flipped = true != wrong.labels
     assert dynamics.average_precision(loss, flipped) == pytest.approx(stored.ap_loss, abs=0.01)
-    aum = -torch.from_numpy(rows.aum.to_numpy())
+    aum = -torch.tensor(rows.aum.tolist())
     assert dynamics.average_precision(aum, flipped) == pytest.approx(stored.ap_aum, abs=0.01)
 
 
