@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import gaussian_blur
+from torchvision.transforms.v2.functional import gaussian_blur, resize
 
 from helpers import photographs, randomization
 from helpers.device import generator
@@ -195,4 +195,26 @@ PREPROCESSING: dict[str, Callable[[Tensor], Tensor]] = {
     "scaled to [-1, 1]": lambda images: 2 * images - 1,
     "negative": lambda images: 1 - images,
     "rows and columns exchanged": lambda images: images.transpose(-2, -1),
+}
+
+
+def imagenet_input(images: Tensor) -> Tensor:
+    """Square RGB images `(N, 3, S, S)` in [0, 1] as a network trained on ImageNet expects them.
+
+    Resized to `(N, 3, 224, 224)`, then normalised channel by channel; a ValueError if they are not RGB.
+    """
+    return photographs.normalize(_resized(images))
+
+
+def _resized(images: Tensor) -> Tensor:
+    return resize(images, [224, 224], antialias=True)
+
+
+# Mistakes of a pipeline that should be `imagenet_input`; none of them makes the network complain.
+IMAGENET_PREPROCESSING: dict[str, Callable[[Tensor], Tensor]] = {
+    "red and blue exchanged": lambda images: imagenet_input(images.flip(1)),
+    "not normalised": lambda images: _resized(images),
+    "scaled to [-1, 1]": lambda images: 2 * _resized(images) - 1,
+    "neither scaled nor normalised": lambda images: 255 * _resized(images),
+    "not resized": lambda images: photographs.normalize(images),
 }

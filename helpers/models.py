@@ -73,6 +73,27 @@ def pooled_cnn(*, seed: int = 0) -> nn.Sequential:
         )
 
 
+def strided_cnn(*, seed: int = 0) -> nn.Sequential:
+    """Two convolutions (16, 32) that halve height and width by their stride, and ten logits of all places.
+
+    Takes images `(N, 1, 28, 28)` in [0, 1]. Quick to train, and large enough to learn a thousand labels by heart.
+    PyTorch's own initialisation, drawn from `seed`.
+    """
+    with local_seed(seed):
+        return nn.Sequential(
+            OrderedDict(
+                [
+                    ("conv1", nn.Conv2d(1, 16, 5, stride=2, padding=2)),
+                    ("relu1", nn.ReLU()),
+                    ("conv2", nn.Conv2d(16, 32, 3, stride=2, padding=1)),
+                    ("relu2", nn.ReLU()),
+                    ("flatten", nn.Flatten()),
+                    ("logits", nn.Linear(32 * 7 * 7, 10)),
+                ]
+            )
+        )
+
+
 def mlp(*, seed: int = 0) -> nn.Sequential:
     """A multi-layer perceptron with three hidden layers (200, 100, 50), ten logits.
 
@@ -118,6 +139,12 @@ SCENES = {"scenes_clean": 8, "scenes_background": 8, "scenes_blur": 8}
 # Seeds of the `pooled_cnn` trained on garments: whole, with stages frozen at random up to the one named, and with all
 # stages but the logits frozen after a training on digits.
 FROZEN = {"pooled_clothes": 10, "frozen_conv1": 6, "frozen_conv2": 6, "frozen_features": 6}
+# Seeds of the `strided_cnn` trained with and without wrong labels, stored late and, with `_early` in its name, early.
+MISLABELLED = {
+    f"mislabelled_{kind}{moment}": 6
+    for kind in ("clean", "flipped", "other_order", "other_seed")
+    for moment in ("", "_early")
+}
 TORCHVISION = ("inception_v3", "resnet50", "vgg16")
 
 
@@ -147,6 +174,12 @@ def _pooled(name: str, seed: int) -> nn.Module:
     return _stored(pooled_cnn(), checkpoint_name(name, "true"), f"{int(seed)}.")
 
 
+def _mislabelled(name: str, seed: int) -> nn.Module:
+    if seed not in range(MISLABELLED[name]):
+        raise ValueError(f"{name} is stored for seeds 0 to {MISLABELLED[name] - 1}, got {seed!r}.")
+    return _stored(strided_cnn(), f"checkpoints/{name}.safetensors", f"{int(seed)}.")
+
+
 def _stored(model: nn.Module, asset: str, prefix: str = "") -> nn.Module:
     with safe_open(locate(asset), "pt") as file:
         model.load_state_dict({key: file.get_tensor(prefix + key) for key in model.state_dict()})
@@ -169,8 +202,10 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     Parameters
     ----------
     name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes`, `scenes_clean`, `scenes_background`,
-        `scenes_blur`, `pooled_clothes`, `frozen_conv1`, `frozen_conv2`, `frozen_features` (ours, shipped),
-        `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50` (torchvision downloads their weights).
+        `scenes_blur`, `pooled_clothes`, `frozen_conv1`, `frozen_conv2`, `frozen_features`, `mislabelled_clean`,
+        `mislabelled_flipped`, `mislabelled_other_order`, `mislabelled_other_seed` and each of these four with
+        `_early` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50`
+        (torchvision downloads their weights).
     seed, labels : which of our own checkpoints; those on clothes and digits were trained on `"true"` or
         `"random"` labels, all others ignore `labels`.
     weights : for torchvision's networks the name of the weights, or None for random ones.
@@ -186,6 +221,8 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
         model = _shipped(name, seed, labels)
     elif name in SCENES | FROZEN:
         model = _pooled(name, seed)
+    elif name in MISLABELLED:
+        model = _mislabelled(name, seed)
     elif name == "squeezenet_imagenet":
         model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
     elif name in TORCHVISION:
@@ -193,6 +230,6 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
         with local_seed(seed):
             model = torchvision.models.get_model(name, weights=weights, **extra)
     else:
-        known = [*SHIPPED, *SCENES, *FROZEN, "squeezenet_imagenet", *TORCHVISION]
+        known = [*SHIPPED, *SCENES, *FROZEN, *MISLABELLED, "squeezenet_imagenet", *TORCHVISION]
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
     return model.eval()

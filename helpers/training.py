@@ -1,5 +1,6 @@
 """The one training loop of the book, and the labels and scores that go with it."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ def train(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     seed: int = 0,
+    watch: Callable[[int, nn.Module], object] | None = None,
     show_progress: bool = False,
 ) -> Trained:
     """Train a copy of `model` with Adam on the cross-entropy; the caller's model is left as it was.
@@ -71,6 +73,8 @@ def train(
     epochs, batch_size : passes over the data and images a step; the last short batch is used too.
     lr, weight_decay : Adam's; the rate is constant, and falls to zero over the last quarter of the steps.
     seed : of the order of the batches, and of dropout. The initial weights are the model's own.
+    watch : called after each epoch with its number, from 0, and the model in training, to look at and not to
+        change. Where it returns True, training ends early, at the rate that it had.
 
     Raises
     ------
@@ -103,4 +107,6 @@ def train(
             rows.append((epoch, total.item() / len(images), right.item() / len(images)))
             bar.set_postfix_str(f"loss {rows[-1][1]:.3f}")
             bar.update()
+            if watch is not None and watch(epoch, model) is True:
+                break
     return Trained(model.eval(), pd.DataFrame(rows, columns=["epoch", "loss", "accuracy"]))

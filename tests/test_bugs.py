@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.measure import euler_number
 
-from helpers import bugs, data, models, randomization
+from helpers import bugs, data, models, photographs, randomization
 from helpers.device import generator
 from helpers.training import permute_labels
 
@@ -201,3 +201,30 @@ def test_wrong_preprocessing_keeps_the_shape_and_changes_the_image():
     assert fed["not scaled"].max() > 200 and fed["scaled to [-1, 1]"].min() < -0.9
     assert torch.equal(fed["negative"] + images, torch.ones_like(images))
     assert torch.equal(fed["rows and columns exchanged"][0, 0, 2], images[0, 0, :, 2])
+
+
+def test_the_right_imagenet_input_by_hand():
+    images = torch.rand(2, 3, 448, 448, generator=generator(1))
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in (photographs.IMAGENET_MEAN, photographs.IMAGENET_STD))
+    flat = torch.ones(1, 3, 448, 448) * torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1)
+    expected = (torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1) - mean) / std
+    assert torch.allclose(bugs.imagenet_input(flat), expected.expand(1, 3, 224, 224), atol=1e-5)
+    small = torch.rand(2, 3, 224, 224, generator=generator(2))
+    assert torch.allclose(bugs.imagenet_input(small), (small - mean) / std, atol=1e-5)
+    assert bugs.imagenet_input(images).shape == (2, 3, 224, 224)
+    with pytest.raises(ValueError, match="3"):
+        bugs.imagenet_input(images[:, :1])
+
+
+def test_wrong_imagenet_input_is_wrong_as_it_says():
+    images = torch.rand(2, 3, 300, 300, generator=generator(3))
+    before, right = images.clone(), bugs.imagenet_input(images)
+    fed = {name: wrong(images) for name, wrong in bugs.IMAGENET_PREPROCESSING.items()}
+    assert torch.equal(images, before)
+    assert fed.pop("not resized").shape == images.shape
+    assert all(wrong.shape == right.shape and not torch.allclose(wrong, right, atol=0.1) for wrong in fed.values())
+    plain = photographs.denormalize(right)
+    assert torch.allclose(photographs.denormalize(fed["red and blue exchanged"]), plain.flip(1), atol=1e-5)
+    assert torch.allclose(fed["not normalised"], plain, atol=1e-5)
+    assert torch.allclose(fed["scaled to [-1, 1]"], 2 * plain - 1, atol=1e-5)
+    assert torch.allclose(fed["neither scaled nor normalised"], 255 * plain, atol=1e-3)

@@ -16,7 +16,9 @@ PAIRS = [(name, labels) for name in models.SHIPPED for labels in models.LABELS]
 CHECKPOINTS = [(*pair, seed) for pair in PAIRS for seed in range(models.SHIPPED[pair[0]].seeds)]
 
 
-@pytest.mark.parametrize("build", [models.cnn, models.mlp, models.pooled_cnn, models.SHIPPED["cnn_bn_clothes"].build])
+@pytest.mark.parametrize(
+    "build", [models.cnn, models.mlp, models.pooled_cnn, models.strided_cnn, models.SHIPPED["cnn_bn_clothes"].build]
+)
 def test_a_seed_sets_the_initial_weights_and_nothing_global(build):
     state = torch.get_rng_state()
     a, b, c = (build(seed=seed) for seed in (0, 0, 1))
@@ -190,6 +192,7 @@ def test_the_papers_networks_without_weights(name):
         ("mlp_digits", {"seed": "0"}, "stored for seeds 0 to 4, got '0'"),
         ("scenes_blur", {"seed": 8}, "stored for seeds 0 to 7, got 8"),
         ("frozen_conv1", {"seed": 6}, "stored for seeds 0 to 5, got 6"),
+        ("mislabelled_flipped_early", {"seed": 6}, "stored for seeds 0 to 5, got 6"),
         ("mlp_digits", {"labels": "shuffled"}, "unknown labels 'shuffled'; known: true, random"),
         ("mlp_digits", {"labels": True}, "unknown labels True; known: true, random"),
     ],

@@ -1,6 +1,7 @@
 """The training loop: it learns, it is reproducible, and what it is given stays as it was."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -178,3 +179,29 @@ def test_a_seed_that_is_no_int_raises(seed):
 def test_accuracy_refuses_bad_labels(labels):
     with pytest.raises(ValueError, match="labels must"):
         training.accuracy(network(), task(10)[0], labels)
+
+
+def test_watch_sees_every_epoch_and_does_not_change_the_result():
+    images, labels = task()
+    seen, looks = [], []
+
+    def watch(epoch, model):
+        assert model.training
+        seen.append(epoch)
+        looks.append(training.accuracy(model, images, labels))
+
+    options = {"epochs": 4, "batch_size": 20, "lr": 3e-3}
+    watched = training.train(network(dropout=True), images, labels, watch=watch, **options)
+    alone = training.train(network(dropout=True), images, labels, **options)
+    assert seen == [0, 1, 2, 3] and same(watched.model, alone.model)
+    assert looks[-1] == training.accuracy(watched.model, images, labels)
+
+
+def test_watch_ends_training_at_the_rate_that_it_had():
+    """Two epochs of eight are what the first two epochs of eight were, not a training of two."""
+    images, labels = task()
+    kept, run = [], partial(training.train, network(), images, labels, batch_size=10)
+    run(epochs=8, watch=lambda _, model: kept.append(deepcopy(model)))
+    ended, short = run(epochs=8, watch=lambda epoch, _: epoch == 1), run(epochs=2)
+    assert ended.history.epoch.tolist() == [0, 1] and not ended.model.training
+    assert same(ended.model, kept[1]) and not same(ended.model, short.model)
