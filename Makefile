@@ -20,8 +20,9 @@ help: ## this list
 book: $(INSTALLED) ## run every chapter that changed, then make the pages in _build/html
 	@$(BIN)/python scripts/build_book.py
 
+# One thread for each process: the processes share the cores, and threads that wait for one another cost a factor of six.
 test: book ## build the book where it is missing or old, then run all tests
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 pdf: book ## print the pages into _build/book.pdf; needs Chromium
 	@$(BIN)/python scripts/make_pdf.py

@@ -18,7 +18,7 @@ ORDER = (
     "data photographs bugs models training device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
-INSIDE |= {f"sanity.{name}" for name in ("named", "draws_noise", "Rows")}
+INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "models.Shipped", "models.checkpoint_name"}
 INSIDE |= {f"live.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
