@@ -12,9 +12,8 @@ import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from scenes import store
 from torch import Tensor, nn
 
 from helpers import data, models, training
@@ -67,16 +66,6 @@ def one(name: str, seed: int) -> tuple[dict[str, Tensor], dict]:
     return weights, row
 
 
-def store(weights: dict[str, Tensor], row: dict) -> None:
-    """Add one network to its file and its row to the record, replacing an older one of the same seed."""
-    path = FOLDER / models.checkpoint_name(row["network"], "true")
-    tensors = load_file(path) if path.exists() else {}
-    save_file(tensors | {f"{row['seed']}.{key}": value for key, value in weights.items()}, path)
-    old = [pd.read_csv(RECORDS)] if RECORDS.exists() else []
-    records = pd.concat([*old, pd.DataFrame([row])]).drop_duplicates(["network", "seed"], keep="last")
-    records.sort_values(["network", "seed"]).to_csv(RECORDS, index=False)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", nargs="?", choices=models.FROZEN)
@@ -91,5 +80,5 @@ if __name__ == "__main__":
     ]
     with ProcessPoolExecutor(options.processes) as pool:
         for weights, row in pool.map(one, *zip(*jobs, strict=True)):
-            store(weights, row)
+            store(weights, row, RECORDS)
             print(row, flush=True)

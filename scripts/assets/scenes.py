@@ -10,6 +10,7 @@ the places of the garments, and which backgrounds they get where that is left to
 import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -58,14 +59,14 @@ def one(name: str, seed: int) -> tuple[dict[str, Tensor], dict]:
     return weights, row
 
 
-def store(weights: dict[str, Tensor], row: dict) -> None:
+def store(weights: dict[str, Tensor], row: dict, record: Path) -> None:
     """Add one network to its file and its row to the record, replacing an older one of the same seed."""
     path = FOLDER / models.checkpoint_name(row["network"], "true")
     tensors = load_file(path) if path.exists() else {}
     save_file(tensors | {f"{row['seed']}.{key}": value for key, value in weights.items()}, path)
-    old = [pd.read_csv(RECORDS)] if RECORDS.exists() else []
-    records = pd.concat([*old, pd.DataFrame([row])]).drop_duplicates(["network", "seed"], keep="last")
-    records.sort_values(["network", "seed"]).to_csv(RECORDS, index=False)
+    old = [pd.read_csv(record)] if record.exists() else []
+    rows = pd.concat([*old, pd.DataFrame([row])]).drop_duplicates(["network", "seed"], keep="last")
+    rows.sort_values(["network", "seed"]).to_csv(record, index=False)
 
 
 if __name__ == "__main__":
@@ -81,5 +82,5 @@ if __name__ == "__main__":
     ]
     with ProcessPoolExecutor(2) as pool:
         for weights, row in pool.map(one, *zip(*jobs, strict=True)):
-            store(weights, row)
+            store(weights, row, RECORDS)
             print(row, flush=True)
