@@ -15,7 +15,7 @@ from address import repository
 ORDER = (
     "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
     "saliency.cam saliency.perturbation saliency.controls similarity localization claims live plots explorer edges "
-    "data photographs bugs models training device"
+    "data photographs bugs models training dynamics device"
 ).split()
 INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}

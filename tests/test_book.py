@@ -104,8 +104,9 @@ def test_page_fits_a_phone(each_page):
 HIDE_REPEATED_CODE = """() => {
     const seen = new Set();
     for (const word of document.querySelectorAll(".highlight span")) {
-        if (seen.has(word.className)) word.style.visibility = "hidden";
-        seen.add(word.className);
+        const kind = [word.className, word.parentElement.className, word.closest(".cell_output") !== null].join("|");
+        if (seen.has(kind)) word.style.visibility = "hidden";
+        seen.add(kind);
     }
 }"""
 

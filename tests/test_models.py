@@ -116,7 +116,7 @@ def test_frozen_stages_are_as_they_were_and_the_others_are_not(name, seed):
     model, start = models.load(name, seed=seed), models.pooled_cnn(seed=seed)
     pairs = [(model.get_submodule(stage).weight, start.get_submodule(stage).weight)
              for stage in ("conv1", "conv2", "conv3", "logits")]  # fmt: skip
-    frozen = [torch.allclose(now, then.half().float(), atol=1e-3) for now, then in pairs]
+    frozen = [torch.equal(now, then.half().float()) for now, then in pairs]
     assert frozen == [number < KEPT.get(name, 0) for number in range(4)]
 
 
