@@ -168,13 +168,13 @@ def lost_weights(
     ----------
     model : any module; it is left bit for bit as it is.
     stage, example : one of `randomization.plan(model, example=example)`; norms belong to the layer before them.
-    share : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. A norm
-        loses those that its layer loses. The other channels keep what they have learned.
+    share : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. Layers
+        of one width, and so a norm and its layer, lose the same. The other channels keep what they have learned.
 
     Raises
     ------
     ValueError
-        An unknown stage, or a share outside [0, 1].
+        An unknown stage, a share outside [0, 1], or a model whose order of stages only an example can show.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is in [0, 1], got {share}.")

@@ -34,6 +34,11 @@ def aum(logits: Tensor, labels: Tensor) -> Tensor:
     ----------
     logits : `(epochs, N, classes)`, measured once an epoch.
     labels : int64 `(N,)`, the labels that the network was trained on.
+
+    Raises
+    ------
+    ValueError
+        No epoch, or what `margins` refuses.
     """
     if logits.ndim != 3 or not len(logits):
         raise ValueError(f"logits must be (epochs, N, classes) with an epoch at least, got {tuple(logits.shape)}.")

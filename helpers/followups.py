@@ -55,8 +55,8 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
     def mean_map(model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
         draw = generator(seed)
         width = sigma * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
-        total = torch.zeros((), device=images.device)
-        for done in range(0, samples, together := max(1, PER_CALL // len(images))):
+        total, together = torch.zeros((), device=images.device), max(1, PER_CALL // len(images))
+        for done in range(0, samples, together):
             count = min(together, samples - done)
             noise = torch.randn((count, *images.shape), generator=draw).to(images)
             options = {"seed": int(torch.randint(2**62, (), generator=draw))} if draws_noise(base) else {}

@@ -139,7 +139,7 @@ SCENES = {"scenes_clean": 8, "scenes_background": 8, "scenes_blur": 8}
 # Seeds of the `pooled_cnn` trained on garments: whole, with stages frozen at random up to the one named, and with all
 # stages but the logits frozen after a training on digits.
 FROZEN = {"pooled_clothes": 10, "frozen_conv1": 6, "frozen_conv2": 6, "frozen_features": 6}
-# Seeds of the `strided_cnn` trained with and without wrong labels, stored late and, with `_early` in its name, early.
+# Seeds of the `strided_cnn` trained with and without wrong labels: after 40 epochs and, with `_early`, after 5.
 MISLABELLED = {
     f"mislabelled_{kind}{moment}": 6
     for kind in ("clean", "flipped", "other_order", "other_seed")
@@ -162,22 +162,14 @@ def _shipped(name: str, seed: int, labels: str) -> nn.Module:
     spec = SHIPPED[name]
     if labels not in LABELS:
         raise ValueError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}.")
-    if seed not in range(spec.seeds):
-        raise ValueError(f"{name} is stored for seeds 0 to {spec.seeds - 1}, got {seed!r}.")
-    return _stored(spec.build(), checkpoint_name(name, labels), f"{int(seed)}.")
+    return _replicate(spec.build(), checkpoint_name(name, labels), name, seed, spec.seeds)
 
 
-def _pooled(name: str, seed: int) -> nn.Module:
-    seeds = (SCENES | FROZEN)[name]
+def _replicate(model: nn.Module, asset: str, name: str, seed: int, seeds: int) -> nn.Module:
+    """The model with the weights of one of the seeds that an asset holds."""
     if seed not in range(seeds):
         raise ValueError(f"{name} is stored for seeds 0 to {seeds - 1}, got {seed!r}.")
-    return _stored(pooled_cnn(), checkpoint_name(name, "true"), f"{int(seed)}.")
-
-
-def _mislabelled(name: str, seed: int) -> nn.Module:
-    if seed not in range(MISLABELLED[name]):
-        raise ValueError(f"{name} is stored for seeds 0 to {MISLABELLED[name] - 1}, got {seed!r}.")
-    return _stored(strided_cnn(), f"checkpoints/{name}.safetensors", f"{int(seed)}.")
+    return _stored(model, asset, f"{int(seed)}.")
 
 
 def _stored(model: nn.Module, asset: str, prefix: str = "") -> nn.Module:
@@ -220,9 +212,9 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     if name in SHIPPED:
         model = _shipped(name, seed, labels)
     elif name in SCENES | FROZEN:
-        model = _pooled(name, seed)
+        model = _replicate(pooled_cnn(), checkpoint_name(name, "true"), name, seed, (SCENES | FROZEN)[name])
     elif name in MISLABELLED:
-        model = _mislabelled(name, seed)
+        model = _replicate(strided_cnn(), f"checkpoints/{name}.safetensors", name, seed, MISLABELLED[name])
     elif name == "squeezenet_imagenet":
         model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
     elif name in TORCHVISION:

@@ -73,8 +73,7 @@ def train(
     epochs, batch_size : passes over the data and images a step; the last short batch is used too.
     lr, weight_decay : Adam's; the rate is constant, and falls to zero over the last quarter of the steps.
     seed : of the order of the batches, and of dropout. The initial weights are the model's own.
-    watch : called after each epoch with its number, from 0, and the model in training, to look at and not to
-        change. Where it returns True, training ends early, at the rate that it had.
+    watch : called after each epoch with its number, from 0, and the model in training, to look at and not to change.
 
     Raises
     ------
@@ -107,6 +106,6 @@ def train(
             rows.append((epoch, total.item() / len(images), right.item() / len(images)))
             bar.set_postfix_str(f"loss {rows[-1][1]:.3f}")
             bar.update()
-            if watch is not None and watch(epoch, model) is True:
-                break
+            if watch is not None:
+                watch(epoch, model)
     return Trained(model.eval(), pd.DataFrame(rows, columns=["epoch", "loss", "accuracy"]))

@@ -1,7 +1,6 @@
 """The training loop: it learns, it is reproducible, and what it is given stays as it was."""
 
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -195,13 +194,3 @@ def test_watch_sees_every_epoch_and_does_not_change_the_result():
     alone = training.train(network(dropout=True), images, labels, **options)
     assert seen == [0, 1, 2, 3] and same(watched.model, alone.model)
     assert looks[-1] == training.accuracy(watched.model, images, labels)
-
-
-def test_watch_ends_training_at_the_rate_that_it_had():
-    """Two epochs of eight are what the first two epochs of eight were, not a training of two."""
-    images, labels = task()
-    kept, run = [], partial(training.train, network(), images, labels, batch_size=10)
-    run(epochs=8, watch=lambda _, model: kept.append(deepcopy(model)))
-    ended, short = run(epochs=8, watch=lambda epoch, _: epoch == 1), run(epochs=2)
-    assert ended.history.epoch.tolist() == [0, 1] and not ended.model.training
-    assert same(ended.model, kept[1]) and not same(ended.model, short.model)

@@ -127,8 +127,7 @@ def main() -> None:
     for name, parts in zip(("epochs", "images"), zip(*frames)):
         packed = {"method": "gzip", "mtime": 0}
         pd.concat(parts).to_csv(folder / f"{name}.csv.gz", index=False, compression=packed)
-    parts = ["bugs.py", "dynamics.py", "models.py", "training.py"]
-    code = b"".join(path.read_bytes() for path in [Path(__file__), *(FOLDER.parent / part for part in parts)])
+    code = b"".join(path.read_bytes() for path in (Path(__file__), FOLDER.parent / "training.py"))
     about = {"script": "scripts/assets/mislabelled.py", "code_sha256": hashlib.sha256(code).hexdigest()}
     about |= {"seeds": f"0 to {REPLICATES - 1}", "images": IMAGES, "epochs": EPOCHS, "early": EARLY, "lr": RATE}
     about |= {"torch": torch.__version__, "date": date.today().isoformat()}
