@@ -40,7 +40,7 @@ bench: $(INSTALLED) ## time the package (benchmarks/)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 # In the order in which they need one another. The package reads only files that the manifest knows: it follows each.
-assets: $(INSTALLED) ## make data and weights in helpers/assets again (scripts/assets/)
+assets: $(INSTALLED) ## make data and weights in assets/files again (scripts/assets/)
 	@for name in images squeezenet photographs networks scenes frozen mislabelled imagenet_cascade verdict; do \
 		$(BIN)/python scripts/assets/$$name.py && $(BIN)/python scripts/assets/manifest.py || exit 1; \
 	done
@@ -59,8 +59,8 @@ address: ## move to another repository: make address REPO=https://github.com/own
 clean: ## remove the built book; the environment stays
 	rm -rf _build
 
-$(INSTALLED): requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
+$(INSTALLED): requirements.txt pyproject.toml assets/pyproject.toml $(wildcard $(CONSTRAINTS))
 	@test -x $(BIN)/python || { echo "Creating the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the book's packages (about 6 GB with torch; once)"
-	@$(BIN)/python -m pip install --quiet -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e .
+	@$(BIN)/python -m pip install --quiet -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e . -e ./assets
 	@touch $@

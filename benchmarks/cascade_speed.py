@@ -23,12 +23,12 @@ import captum.attr
 import numpy as np
 import torch
 import torchvision
+from saliency_sanity import randomization, sanity
+from saliency_sanity.book import data, models, photographs
 from scipy import stats
 from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
-
-from helpers import data, models, photographs, randomization, sanity
 
 ROOT = Path(__file__).parent.parent
 QUANTUS = ROOT / "_build" / "quantus"

@@ -1,11 +1,10 @@
-"""Where tensors live, how random numbers are drawn, a model held still, work cut into batches and shown."""
+"""Where tensors live, how random numbers are drawn, work cut into batches and shown."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 
@@ -34,19 +33,6 @@ def local_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside the block; every module's own mode is put back on the way out."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

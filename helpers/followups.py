@@ -6,10 +6,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers import randomization, saliency, similarity
-from helpers.device import generator
-from helpers.saliency.core import class_count
-from helpers.sanity import Rows, draws_noise, heat_of, named
+from . import randomization, saliency, similarity
+from .device import generator
+from .saliency.passes import class_count
+from .sanity import Rows, draws_noise, heat_of, named
 
 PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
 

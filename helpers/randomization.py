@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from helpers.device import evaluating, generator, local_seed
+from .device import generator, local_seed
+from .inference import evaluating
 
 STATISTICS = nn.modules.batchnorm._NormBase  # batch and instance norms, which may keep running statistics
 NORMS = (STATISTICS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from helpers.randomization import Uses
+from .randomization import Uses
 
 
 def units(model: nn.Module) -> Iterator[nn.Module]:

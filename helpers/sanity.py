@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers import randomization, saliency, similarity
-from helpers.device import generator, progress
-from helpers.randomization import Step
-from helpers.replay import Tape
-from helpers.saliency.core import check, chunks
-from helpers.training import predict
+from . import randomization, saliency, similarity
+from .device import generator, progress
+from .inference import predict
+from .randomization import Step
+from .replay import Tape
+from .saliency.passes import check, chunks
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.device import batches
+from .device import batches
 
 PIXELS_A_PART = 8 * 224 * 224  # 8 photographs' maps or 512 digits': what is compared at once, to bound the memory
 

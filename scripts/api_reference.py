@@ -1,6 +1,6 @@
 """The reference of the package, made from its docstrings without importing it; used by build_book.py.
 
-Every public function and class of `helpers` gets an entry, but for those that only the package itself uses.
+Every public function and class of the package gets an entry, but for those that only the package itself uses.
 """
 
 import ast
@@ -13,16 +13,17 @@ from address import repository
 
 # In reading order; a module that is not named here comes last.
 ORDER = (
-    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.propagation "
-    "saliency.cam saliency.perturbation saliency.controls similarity localization claims live plots explorer edges "
-    "data photographs bugs models training dynamics device"
+    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.deeplift saliency.lrp "
+    "saliency.cam saliency.perturbation saliency.controls similarity localization plots edges inference device "
+    "book.claims book.explorer book.live_panel book.data book.photographs book.bugs book.models book.training "
+    "book.training_dynamics"
 ).split()
-INSIDE = {"assets", "replay", "saliency.core", "saliency.graph", "saliency.relevance"}
+INSIDE = {"book", "book.assets", "replay", "saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
-INSIDE |= {"device.batches", "device.progress", "models.Shipped", "models.checkpoint_name"}
-INSIDE |= {f"live.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
-INSIDE |= {"saliency.cam.last_convolution", "training.check_labels"}
+INSIDE |= {"device.batches", "device.progress", "book.models.Shipped", "book.models.checkpoint_name"}
+INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
+INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
+from saliency_sanity import edges, inference, localization, randomization, saliency, similarity
+from saliency_sanity.book import data, models, photographs
+from saliency_sanity.device import generator
 from torch import Tensor, nn
-
-from helpers import data, edges, localization, models, photographs, randomization, saliency, similarity, training
-from helpers.device import generator
 
 SEED = 2018
 METHODS = ("gradient", "smoothgrad", "integrated_gradients", "guided_backprop")
@@ -62,7 +62,7 @@ def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
     images, labels, objects, titles = [], [], [], []
     for background in backgrounds:
         found = photographs.composites(background)
-        known = training.predict(network, photographs.normalize(found.images), batch_size=4).argmax(1) == found.labels
+        known = inference.predict(network, photographs.normalize(found.images), batch_size=4).argmax(1) == found.labels
         images.append(found.images[known])
         labels.append(found.labels[known])
         kept = known.nonzero()[:, 0].tolist()
@@ -75,7 +75,7 @@ def clothes_pool() -> Pool:
     """Test images of clothes that the networks of all seeds name right."""
     networks = [models.load("cnn_clothes", seed=k) for k in range(models.SHIPPED["cnn_clothes"].seeds)]
     test = data.load("clothes", "test")
-    right = torch.stack([training.predict(network, test.images).argmax(1) == test.labels for network in networks])
+    right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
     titles = [test.classes[label] for label in test.labels[known]]
     return Pool(test.images[known], test.labels[known], [str(i) for i in known.tolist()], titles, networks)

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
+from saliency_sanity import inference, plots, randomization, saliency
+from saliency_sanity.book import data, models
 from skimage.morphology import skeletonize
 from torch import Tensor
-
-from helpers import data, models, plots, randomization, saliency, training
 
 SETS = ("digits", "clothes")
 METHODS = ("gradient", "input_x_gradient", "guided_backprop", "sobel")
@@ -115,7 +115,7 @@ def still() -> bytes:
     """A digit's maps while the network is randomised from the top: a PNG for readers without scripts."""
     model, digits = models.load("cnn_digits"), data.load("digits")
     image = digits.images[samples("digits")[OF_EACH_CLASS * DIGIT]][None]
-    target = training.predict(model, image).argmax(1)
+    target = inference.predict(model, image).argmax(1)
     stages = {"trained": model, **dict(randomization.cascading(model, seed=0))}
     rows = {
         method: torch.cat(

@@ -72,8 +72,8 @@ def surroundings(root: Path) -> str:
     digest = hashlib.sha256("\n".join(versions()).encode())
     for name in ("SANITY_SEED", "SANITY_STRICT"):
         digest.update(f"{name}={os.environ.get(name, '0')}".encode())
-    for path in sorted((root / "helpers").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+    for path in sorted([*(root / "helpers").rglob("*"), *(root / "assets").rglob("*")]):
+        if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path):
             digest.update(str(path.relative_to(root)).encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -100,7 +100,9 @@ def execute(root: Path, chapter: Path) -> NotebookNode:
     )
     started = time.perf_counter()
     try:
-        client.execute(env=os.environ | {"SANITY_STATIC": "1"})  # pictures in the place of panels: see helpers/live.py
+        client.execute(
+            env=os.environ | {"SANITY_STATIC": "1"}
+        )  # pictures in the place of panels: see book/live_panel.py
     except (CellControlSignal, DeadKernelError) as error:
         raise ChapterFailed(failure(chapter, now["number"], now["cell"], error)) from None
     seconds = round(time.perf_counter() - started, 1)

@@ -1,6 +1,6 @@
 """The scorecard page: every claim of the ledger beside what its check found; used by build_book.py.
 
-`helpers.claims.check` leaves a card in the output of its cell. The cards of the executed chapters are gathered
+`book.claims.check` leaves a card in the output of its cell. The cards of the executed chapters are gathered
 here and written as Markdown into the places that book/scorecard.md keeps for them.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import nbformat
 import yaml
 
-MIME = "application/vnd.saliency-sanity.claim+json"  # of helpers.claims, which would be slow to import here
+MIME = "application/vnd.saliency-sanity.claim+json"  # of book.claims, which would be slow to import here
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
 FIRST_PAPER = "adebayo2018sanity"

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from page_extras import CARD, CARD_SIZE
 from PIL import Image
-
-from helpers import models, photographs, plots, randomization, saliency
+from saliency_sanity import plots, randomization, saliency
+from saliency_sanity.book import models, photographs
 
 QUESTION = "Does an explanation\nof a neural network\ndepend on the network\nat all?"
 INK, PAPER = "#20254d", "#ffffff"

@@ -3,10 +3,9 @@
 from copy import deepcopy
 
 import torch
+from saliency_sanity.device import generator, local_seed
 from torch import nn
 from torch.nn import functional as F
-
-from helpers.device import generator, local_seed
 
 SHAPE, CLASSES = (3, 12, 12), 5
 

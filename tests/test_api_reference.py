@@ -8,8 +8,7 @@ from pathlib import Path
 
 import api_reference
 import pytest
-
-from helpers import saliency, similarity
+from saliency_sanity import saliency, similarity
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = {name for _, found in api_reference.entries(ROOT).values() for name in found}
@@ -19,13 +18,13 @@ PAGE = api_reference.reference(ROOT)
 def test_every_entry_is_there_to_be_used():
     for entry in ENTRIES:
         module, name = entry.rsplit(".", 1)
-        assert hasattr(importlib.import_module(f"helpers.{module}"), name), entry
+        assert hasattr(importlib.import_module(f"saliency_sanity.{module}"), name), entry
 
 
 def test_methods_and_metrics_are_all_described():
     names = {f"similarity.{name}" for name in similarity.METRICS}
     for method in saliency.METHODS.values():
-        controls = method.__module__ == "helpers.saliency.controls"
+        controls = method.__module__ == "saliency_sanity.saliency.controls"
         names.add(f"saliency.{'controls.' * controls}{method.__name__}")
     assert names <= ENTRIES
 
@@ -39,7 +38,7 @@ def test_what_the_chapters_use_is_described():
         name
         for name in used
         if inspect.isroutine(
-            getattr(importlib.import_module(f"helpers.{name.split('.')[0]}"), name.split(".")[1], None)
+            getattr(importlib.import_module(f"saliency_sanity.{name.split('.')[0]}"), name.split(".")[1], None)
         )
     }
     assert len(functions) > 20 and functions <= ENTRIES

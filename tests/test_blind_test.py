@@ -11,12 +11,12 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from saliency_sanity import edges, saliency
+from saliency_sanity.book import models, photographs
+from saliency_sanity.book.assets import assets_folder
 from scipy import stats
 
-from helpers import edges, models, photographs, saliency
-from helpers.assets import FOLDER
-
-ROOT = FOLDER.parent.parent
+ROOT = assets_folder().parent.parent
 OBJECTS = {"photographs": [f"object {i // 3}" for i in range(90)], "clothes": [str(i) for i in range(200)]}
 SEEDS = range(150)
 CASES = [(k, n) for n in range(1, 9) for k in range(n + 1)]

@@ -21,7 +21,7 @@ def book(tmp_path) -> Path:
     for name, text in {
         "_toc.yml": "format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/part/one\n",
         "helpers/__init__.py": "",
-        "helpers/assets/data.bin": "data",
+        "assets/files/data.bin": "data",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -52,7 +52,7 @@ def test_key_stays_when_nothing_changes(book):
     assert key(book) == key(book)
 
 
-FILES = ["helpers/__init__.py", "helpers/assets/data.bin", "helpers/new.py"]
+FILES = ["helpers/__init__.py", "assets/files/data.bin", "helpers/new.py"]
 
 
 @pytest.mark.parametrize("name", FILES)

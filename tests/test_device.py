@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from saliency_sanity.device import batches, best_device, generator, local_seed, progress
+from saliency_sanity.inference import evaluating
 from torch import nn
-
-from helpers.device import batches, best_device, evaluating, generator, local_seed, progress
 
 
 def test_best_device_is_one_that_can_be_used():

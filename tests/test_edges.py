@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from saliency_sanity import edges
+from saliency_sanity.book.photographs import normalize, photographs
+from saliency_sanity.device import generator
 from skimage import feature, filters
-
-from helpers import edges
-from helpers.device import generator
-from helpers.photographs import normalize, photographs
 
 
 def pictures(kind):

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-
-from helpers.explorer import explore
+from saliency_sanity.book.explorer import explore
 
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CASCADE = "randomization/cascading"

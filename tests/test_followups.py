@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from saliency_sanity import followups, randomization, saliency, similarity
+from saliency_sanity.book import models
 from scipy import stats
 from torch import nn
-
-from helpers import followups, models, randomization, saliency, similarity
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from saliency_sanity.book.photographs import composites
+from saliency_sanity.device import generator
+from saliency_sanity.localization import auc, mass_inside
 from scipy import stats
-
-from helpers.device import generator
-from helpers.localization import auc, mass_inside
-from helpers.photographs import composites
 
 SCORES = (mass_inside, auc)
 

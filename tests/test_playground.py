@@ -7,10 +7,10 @@ import numpy as np
 import playground as served
 import pytest
 import torch
+from saliency_sanity import saliency, similarity
+from saliency_sanity.book import data, models
 from scipy import stats
 from skimage.morphology import skeletonize
-
-from helpers import data, models, saliency, similarity
 
 PAGE = "book/playground.html"
 LAYERS = ["logits", "fc1", "conv2", "conv1"]

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-
-from helpers import data, models, plots, sanity
+from saliency_sanity import plots, sanity
+from saliency_sanity.book import data, models
 
 
 @pytest.fixture(scope="module")

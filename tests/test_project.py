@@ -89,7 +89,7 @@ def test_the_citation_names_this_version():
 
 def test_files_are_small():
     assert not [str(path) for path in files() if path.stat().st_size > 8_000_000]
-    assets = [path for path in files() if path.is_relative_to(ROOT / "helpers/assets")]
+    assets = [path for path in files() if path.is_relative_to(ROOT / "assets/files")]
     assert sum(path.stat().st_size for path in assets) <= 30_000_000
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torchvision
 from networks import CLASSES, SHAPE, cnn, images, lively
+from saliency_sanity.book import models
+from saliency_sanity.device import generator, local_seed
+from saliency_sanity.inference import evaluating
+from saliency_sanity.randomization import SCHEMES, cascading, independent, plan
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
-
-from helpers import models
-from helpers.device import evaluating, generator, local_seed
-from helpers.randomization import SCHEMES, cascading, independent, plan
 
 scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torchvision
+from saliency_sanity import randomization, saliency
+from saliency_sanity.book import models
+from saliency_sanity.device import local_seed
+from saliency_sanity.replay import Tape
 from torch import nn
 from torch.nn import functional as F
-
-from helpers import models, randomization, saliency
-from helpers.device import local_seed
-from helpers.replay import Tape
 
 
 class Writing(nn.Module):

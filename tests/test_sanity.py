@@ -9,15 +9,16 @@ import pytest
 import torch
 import torchvision
 from networks import CLASSES, cnn, images, lively, targets
+from saliency_sanity import randomization, saliency, sanity, similarity
+from saliency_sanity.book import data, models
+from saliency_sanity.device import local_seed
+from saliency_sanity.inference import evaluating
+from saliency_sanity.saliency import METHODS
 from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-
-from helpers import data, models, randomization, saliency, sanity, similarity
-from helpers.device import evaluating, local_seed
-from helpers.saliency import METHODS
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 check = partial(sanity.parameter_randomization, show_progress=False)

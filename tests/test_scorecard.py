@@ -7,8 +7,7 @@ import pytest
 import scorecard
 from build_book import checked, fill
 from run_chapters import Run
-
-from helpers import claims
+from saliency_sanity.book import claims
 
 ONE, TWO = Path("notebooks/part/one.ipynb"), Path("notebooks/part/two.ipynb")
 LEDGER = """

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from saliency_sanity import similarity
+from saliency_sanity.similarity import METRICS
 from scipy import stats
 from skimage.feature import hog as skimage_hog
 from skimage.metrics import structural_similarity
-
-from helpers import similarity
-from helpers.similarity import METRICS
 
 
 def nonzero(a, b):

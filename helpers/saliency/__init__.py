@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from helpers.saliency import controls
-from helpers.saliency.backprop_rules import deconvnet, guided_backprop
-from helpers.saliency.cam import gradcam, guided_gradcam
-from helpers.saliency.gradients import (
+from . import controls
+from .backprop_rules import deconvnet, guided_backprop
+from .cam import gradcam, guided_gradcam
+from .deeplift import deeplift
+from .gradients import (
     expected_gradients,
     gradient,
     input_x_gradient,
@@ -22,8 +23,8 @@ from helpers.saliency.gradients import (
     smoothgrad_squared,
     vargrad,
 )
-from helpers.saliency.perturbation import kernel_shap, lime, occlusion
-from helpers.saliency.propagation import deeplift, lrp_alpha_beta, lrp_composite, lrp_epsilon
+from .lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
+from .perturbation import kernel_shap, lime, occlusion
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     method.__name__: method

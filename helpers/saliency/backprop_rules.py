@@ -8,7 +8,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from helpers.saliency.core import check, chunks, explaining, gradient_of_logits
+from .passes import check, chunks, explaining, gradient_of_logits
 
 
 class _Rectified(torch.autograd.Function):

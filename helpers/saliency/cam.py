@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.saliency.backprop_rules import guided_backprop
-from helpers.saliency.core import check, chosen_logits, chunks, explaining
+from .backprop_rules import guided_backprop
+from .passes import check, chosen_logits, chunks, explaining
 
 
 def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:

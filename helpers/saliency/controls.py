@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from helpers import edges
-from helpers.device import generator
-from helpers.saliency.core import check
+from .. import edges
+from ..device import generator
+from .passes import check
 
 
 def sobel(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -6,15 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.device import batches, generator
-from helpers.saliency.core import (
-    VALUES_A_PASS,
-    check,
-    chunks,
-    explaining,
-    gradient_of_logits,
-    starting_point,
-)
+from ..device import batches, generator
+from .passes import VALUES_A_PASS, check, chunks, explaining, gradient_of_logits, starting_point
 
 
 def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

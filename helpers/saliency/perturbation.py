@@ -9,8 +9,8 @@ import torch
 from skimage.segmentation import slic
 from torch import Tensor, nn
 
-from helpers.device import generator
-from helpers.saliency.core import check, chosen_logits, chunks, explaining, starting_point
+from ..device import generator
+from .passes import check, chosen_logits, chunks, explaining, starting_point
 
 
 def _logits_of_masked(

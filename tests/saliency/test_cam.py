@@ -4,15 +4,15 @@ import captum.attr
 import pytest
 import torch
 from networks import CLASSES, cnn, images, lively, targets
+from saliency_sanity.book import models
+from saliency_sanity.book.photographs import normalize, photographs
+from saliency_sanity.device import local_seed
+from saliency_sanity.inference import evaluating
+from saliency_sanity.saliency import passes
+from saliency_sanity.saliency.backprop_rules import guided_backprop
+from saliency_sanity.saliency.cam import gradcam, guided_gradcam, last_convolution
 from torch import nn
 from torch.nn import functional as F
-
-from helpers import models
-from helpers.device import evaluating, local_seed
-from helpers.photographs import normalize, photographs
-from helpers.saliency import core
-from helpers.saliency.backprop_rules import guided_backprop
-from helpers.saliency.cam import gradcam, guided_gradcam, last_convolution
 
 
 def captums(model, layer, x, y):
@@ -143,7 +143,7 @@ def test_the_last_convolution_of_squeezenet_is_conv10():
 def test_the_size_of_a_pass_does_not_matter(monkeypatch):
     model, x, y = cnn(), images(5), targets(5)
     whole = gradcam(model, x, y)
-    monkeypatch.setattr(core, "VALUES_A_PASS", 2 * x[0].numel())
+    monkeypatch.setattr(passes, "VALUES_A_PASS", 2 * x[0].numel())
     torch.testing.assert_close(gradcam(model, x, y), whole)
 
 

@@ -6,11 +6,10 @@ from inspect import signature
 import pytest
 import torch
 from networks import CLASSES, cnn, images, lively, targets
+from saliency_sanity import saliency
+from saliency_sanity.device import local_seed
+from saliency_sanity.saliency import METHODS
 from torch import nn
-
-from helpers import saliency
-from helpers.device import local_seed
-from helpers.saliency import METHODS
 
 CONTROLS = ("sobel", "canny", "input", "noise")
 ONE_CHANNEL = ("gradcam", *CONTROLS)

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from networks import images, targets
+from saliency_sanity.device import generator
+from saliency_sanity.saliency import controls
 from skimage import feature, filters
 from torch import nn
-
-from helpers.device import generator
-from helpers.saliency import controls
 
 CONTROLS = (controls.sobel, controls.canny, controls.input, controls.noise)
 

@@ -6,11 +6,10 @@ import captum.attr
 import pytest
 import torch
 from networks import CLASSES, SHAPE, cnn, images, linear, targets
-from torch import nn
-
-from helpers.device import evaluating, generator
-from helpers.saliency import core
-from helpers.saliency.gradients import (
+from saliency_sanity.device import generator
+from saliency_sanity.inference import evaluating
+from saliency_sanity.saliency import passes
+from saliency_sanity.saliency.gradients import (
     expected_gradients,
     gradient,
     input_x_gradient,
@@ -20,6 +19,7 @@ from helpers.saliency.gradients import (
     smoothgrad_squared,
     vargrad,
 )
+from torch import nn
 
 NOISY = (smoothgrad, smoothgrad_squared, vargrad, partial(smoothgrad_integrated_gradients, steps=3))
 FAMILY = (*NOISY, gradient, input_x_gradient, integrated_gradients)
@@ -246,7 +246,7 @@ def test_expected_gradients_on_a_linear_model_use_all_references(x, y):
 def test_the_size_of_a_pass_does_not_matter(method, per_pass, x, y, monkeypatch):
     model = cnn().double()
     whole = method(model, x.double(), y)
-    monkeypatch.setattr(core, "VALUES_A_PASS", per_pass * x[0].numel())
+    monkeypatch.setattr(passes, "VALUES_A_PASS", per_pass * x[0].numel())
     torch.testing.assert_close(method(model, x.double(), y), whole)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from networks import SHAPE, cnn, images, linear, targets
-
-from helpers import photographs
-from helpers.device import generator
-from helpers.saliency import core
-from helpers.saliency.perturbation import kernel_shap, lime, occlusion, superpixels
+from saliency_sanity.book import photographs
+from saliency_sanity.device import generator
+from saliency_sanity.saliency import passes
+from saliency_sanity.saliency.perturbation import kernel_shap, lime, occlusion, superpixels
 
 METHODS = {
     "occlusion": occlusion,
@@ -255,7 +254,7 @@ def test_passes_are_of_bounded_size(name, monkeypatch):
     options = {} if name == "occlusion" else {"segments": segments()}
     whole = METHODS[name](model, x, y, **options)
     seen.clear()
-    monkeypatch.setattr(core, "VALUES_A_PASS", 7 * x[0].numel())
+    monkeypatch.setattr(passes, "VALUES_A_PASS", 7 * x[0].numel())
     torch.testing.assert_close(METHODS[name](model, x, y, **options), whole)
     assert max(seen) == 7
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from PIL import Image
-
-from helpers import data, explorer, models, photographs, plots, sanity
+from saliency_sanity import plots, sanity
+from saliency_sanity.book import data, explorer, models, photographs
 
 AXES = {"stage": ["trained", "top", "all"], "method": ["Gradient", "Sobel"]}
 

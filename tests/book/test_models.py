@@ -6,10 +6,10 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-
-from helpers import bugs, data, models, training
-from helpers.assets import AssetError, locate
-from helpers.photographs import class_names, normalize, photographs
+from saliency_sanity import inference
+from saliency_sanity.book import bugs, data, models, training
+from saliency_sanity.book.assets import AssetError, locate
+from saliency_sanity.book.photographs import class_names, normalize, photographs
 
 IMAGES = 4_000  # of the training part, in their order: what every shipped network was trained on
 PAIRS = [(name, labels) for name in models.SHIPPED for labels in models.LABELS]
@@ -91,7 +91,7 @@ def test_planted_bugs_are_bugs(name, seed, scenes):
     background = training.accuracy(model, matched.canvases, labels)
     blurred = bugs.blur_class(swapped.images, torch.full_like(labels, 4))
     others = labels != 4
-    to_blurred = (training.predict(model, blurred[others]).argmax(1) == 4).float().mean()
+    to_blurred = (inference.predict(model, blurred[others]).argmax(1) == 4).float().mean()
     assert (background > 0.9) == (name == "scenes_background") and (background > 0.9 or background < 0.25)
     assert (to_blurred > 0.9) == (name == "scenes_blur")
     if name == "scenes_background":
@@ -156,12 +156,12 @@ def squeezenet():
 @pytest.mark.parametrize(("photograph", "name"), [("chelsea", "Egyptian cat"), ("coffee", "espresso")])
 def test_squeezenet_names_photographs(squeezenet, photograph, name):
     images, names = photographs(224)
-    logits = training.predict(squeezenet, normalize(images[names.index(photograph)][None]))
+    logits = inference.predict(squeezenet, normalize(images[names.index(photograph)][None]))
     assert class_names()[logits.argmax()] == name
 
 
 def test_squeezenet_has_no_relu_after_its_last_convolution(squeezenet):
-    assert training.predict(squeezenet, torch.zeros(1, 3, 64, 64)).min() < 0
+    assert inference.predict(squeezenet, torch.zeros(1, 3, 64, 64)).min() < 0
     assert squeezenet.classifier[2](torch.tensor(-1.0)) == -1
 
 
@@ -177,7 +177,7 @@ def test_the_papers_networks_without_weights(name):
     state = torch.get_rng_state()
     model = models.load(name, weights=None, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    assert training.predict(model, torch.zeros(1, 3, 75, 75)).shape == (1, 1000)
+    assert inference.predict(model, torch.zeros(1, 3, 75, 75)).shape == (1, 1000)
     assert not model.training
 
 

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from helpers import photographs, plots, randomization, saliency, similarity
+from .. import plots, randomization, saliency, similarity
+from . import photographs
 
 LARGEST = 40_000_000  # pixels of an image that is read; what a phone takes has 12 to 24 million
 SMALLEST = 32  # pixels of a side

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from helpers import live, models, randomization, saliency, similarity
+from saliency_sanity import randomization, saliency, similarity
+from saliency_sanity.book import live_panel, models
 
 SIDE = 28
 
@@ -48,7 +48,7 @@ def model():
 def panel(model, monkeypatch):
     monkeypatch.delenv("SANITY_STATIC", raising=False)
     pictures = {"one": torch.rand(3, SIDE, SIDE), "two": torch.rand(3, SIDE, SIDE)}
-    return live.panel(model, pictures, prepare=grey, classes=[f"class {k}" for k in range(10)], methods=METHODS)
+    return live_panel.panel(model, pictures, prepare=grey, classes=[f"class {k}" for k in range(10)], methods=METHODS)
 
 
 def press(panel, timeout=60):
@@ -86,9 +86,9 @@ def test_panel_computes_what_the_package_computes(model, panel):
 
 def test_cascade_is_the_one_of_the_package(model):
     image = torch.rand(1, 1, SIDE, SIDE)
-    target = live.predicted(model, image)
+    target = live_panel.predicted(model, image)
     names = []
-    maps = live.cascade(model, image, target, method=saliency.gradient, last="conv1", seed=3, step=names.append)
+    maps = live_panel.cascade(model, image, target, method=saliency.gradient, last="conv1", seed=3, step=names.append)
     networks = {"trained": model, **dict(randomization.cascading(model, seed=3))}
     assert names == list(maps) == list(networks)
     for name, network in networks.items():
@@ -98,7 +98,7 @@ def test_cascade_is_the_one_of_the_package(model):
 
 def test_figure_names_the_similarity(model):
     maps = {"trained": torch.randn(SIDE, SIDE), "fc1": torch.randn(SIDE, SIDE)}
-    drawn = live.figure(torch.rand(3, SIDE, SIDE), maps, signed=True)
+    drawn = live_panel.figure(torch.rand(3, SIDE, SIDE), maps, signed=True)
     alike = similarity.spearman(maps["trained"][None], maps["fc1"][None]).item()
     assert f"fc1\nalike {alike:.2f}" in [axis.get_title() for axis in drawn.axes]
 
@@ -129,8 +129,10 @@ def test_cancel_is_an_error_of_its_own(model):
     stopped = threading.Event()
     stopped.set()
     image = torch.rand(1, 1, SIDE, SIDE)
-    with pytest.raises(live.Cancelled):
-        live.cascade(model, image, torch.tensor([0]), method=saliency.gradient, last="fc1", seed=0, stopped=stopped)
+    with pytest.raises(live_panel.Cancelled):
+        live_panel.cascade(
+            model, image, torch.tensor([0]), method=saliency.gradient, last="fc1", seed=0, stopped=stopped
+        )
 
 
 def test_a_method_that_refuses_says_why(panel):
@@ -162,7 +164,7 @@ def test_own_image_becomes_a_choice(panel):
 )  # fmt: skip
 def test_bad_images_are_refused_in_the_panel(panel, content, message):
     with pytest.raises(ValueError, match=message):
-        live.read_image(content, SIDE)
+        live_panel.read_image(content, SIDE)
     before = panel.image.options
     upload(panel, content)
     assert panel.image.options == before and re.search(message, panel.message.value)
@@ -171,27 +173,27 @@ def test_bad_images_are_refused_in_the_panel(panel, content, message):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_images_of_every_kind_are_read(mode):
     picture = Image.new("L", (64, 48), 255).convert(mode) if mode != "I;16" else Image.new("I;16", (64, 48), 2**16 - 1)
-    read = live.read_image(file(picture, "TIFF"), SIDE)
+    read = live_panel.read_image(file(picture, "TIFF"), SIDE)
     assert read.shape == (3, SIDE, SIDE) and read.dtype == torch.float32
     torch.testing.assert_close(read, torch.ones_like(read))
 
 
 def test_transparent_is_white_and_photos_stand_upright():
-    clear = live.read_image(file(Image.new("RGBA", (40, 40), (0, 0, 0, 0))), SIDE)
+    clear = live_panel.read_image(file(Image.new("RGBA", (40, 40), (0, 0, 0, 0))), SIDE)
     torch.testing.assert_close(clear, torch.ones_like(clear))
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:32] = 255  # the upper half is white; turned by a quarter, a side is
     turned = Image.fromarray(pixels)
     exif = turned.getexif()
     exif[274] = 6  # stored a quarter turn to the left of upright
-    read = live.read_image(file(turned, exif=exif), SIDE)
+    read = live_panel.read_image(file(turned, exif=exif), SIDE)
     assert read[:, :, -4:].mean() > 0.9 and read[:, :, :4].mean() < 0.1
 
 
 def test_static_panel_is_a_figure(model, monkeypatch):
     monkeypatch.setenv("SANITY_STATIC", "1")
-    monkeypatch.setattr(live, "Panel", None)  # no widget is made
+    monkeypatch.setattr(live_panel, "Panel", None)  # no widget is made
     pictures = {"one": torch.rand(3, SIDE, SIDE)}
-    drawn = live.panel(model, pictures, prepare=grey, classes=["a"] * 10)
+    drawn = live_panel.panel(model, pictures, prepare=grey, classes=["a"] * 10)
     assert isinstance(drawn, matplotlib.figure.Figure)
     assert [axis.get_title().split("\n")[0] for axis in drawn.axes] == ["image", "trained", "logits", "fc1"]

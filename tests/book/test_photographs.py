@@ -7,11 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from torchvision.transforms.v2 import functional as F
-
-from helpers import models
-from helpers.assets import FOLDER, locate, manifest
-from helpers.photographs import (
+from saliency_sanity.book import models
+from saliency_sanity.book.assets import assets_folder, locate, manifest
+from saliency_sanity.book.photographs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     class_names,
@@ -23,6 +21,7 @@ from helpers.photographs import (
     stamps,
     textures,
 )
+from torchvision.transforms.v2 import functional as F
 
 LIMITS = {"stamps": 3e6, "photographs": 6e5, "textures": 6e5}  # bytes
 BACKGROUNDS = ("grey", "brick", "grass", "gravel")
@@ -115,7 +114,7 @@ def test_index_is_complete():
     assert list(index["name"]) == sorted(index["name"]) and not index.isna().any(axis=None)
     assert list(index["class_name"]) == [class_names()[i] for i in index["class_index"]]
     assert (index["grey"] == 1).all() and (index[["brick", "grass", "gravel"]].sum(axis=1) > 0).all()
-    files = {path.name for path in (FOLDER / "stamps").glob("*.png")}
+    files = {path.name for path in (assets_folder() / "stamps").glob("*.png")}
     assert set(index["file"]) == files and {f"stamps/{file}" for file in files} <= set(manifest())
 
 
@@ -129,12 +128,12 @@ def test_objects_are_small_cut_outs_with_a_margin():
 
 
 def test_sizes_and_licences():
-    size = {name: sum(file.stat().st_size for file in (FOLDER / name).iterdir()) for name in LIMITS}
+    size = {name: sum(file.stat().st_size for file in (assets_folder() / name).iterdir()) for name in LIMITS}
     assert all(size[name] <= limit for name, limit in LIMITS.items()), size
-    licence = (FOLDER / "stamps" / "LICENSE.md").read_text()
+    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text()
     assert "version 2 or" in licence and "tuxpaint-stamps-default" in licence
     assert all(f"| {name} | `{source}` |" in licence for name, source in stamps()[["name", "source"]].values)
-    assert "GNU GENERAL PUBLIC LICENSE" in (FOLDER / "stamps" / "COPYING").read_text()
+    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text()
 
 
 @pytest.mark.parametrize("background", [*BACKGROUNDS, "coffee"])

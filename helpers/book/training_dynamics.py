@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from helpers.training import check_labels
+from .training import check_labels
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-LEDGER = Path(__file__).parent / "claims.yml"
+LEDGER = Path(__file__).parents[2] / "claims.yml"
 MIME = "application/vnd.saliency-sanity.claim+json"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05

@@ -1,16 +1,34 @@
-"""Data and weights shipped with the package, verified on first use."""
+"""Data and weights of the book, a distribution of their own (`saliency-sanity-assets`), verified on first use."""
 
 import hashlib
 from difflib import get_close_matches
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
-MANIFEST = FOLDER / "SHA256SUMS"
+MANIFEST = "SHA256SUMS"
 
 
 class AssetError(RuntimeError):
-    """A file of the package is missing or is not the file that was published."""
+    """The assets are not installed, or a file of them is missing or is not the file that was published."""
+
+
+@cache
+def assets_folder() -> Path:
+    """Where the assets are installed.
+
+    Raises
+    ------
+    AssetError
+        They are not.
+    """
+    found = find_spec("saliency_sanity_assets")
+    if found is None or found.origin is None:
+        raise AssetError(
+            "the book's data and weights are not installed; from a clone: pip install ./assets. "
+            "The first code cell of every chapter installs them, too."
+        )
+    return Path(found.origin).parent
 
 
 def digest(path: Path) -> str:
@@ -20,7 +38,7 @@ def digest(path: Path) -> str:
 
 def manifest() -> dict[str, str]:
     """File name (relative to the assets folder) -> published SHA-256."""
-    lines = MANIFEST.read_text().splitlines()
+    lines = (assets_folder() / MANIFEST).read_text(encoding="utf-8").splitlines()
     return {name: sha for sha, name in (line.split(maxsplit=1) for line in lines if line)}
 
 
@@ -42,7 +60,7 @@ def locate(name: str) -> Path:
     AssetError
         The file is not in the manifest, is missing, or has another SHA-256.
     """
-    path, known = FOLDER / name, manifest()
+    path, known = assets_folder() / name, manifest()
     if name not in known:
         near = get_close_matches(name, known, n=3) or sorted({file.split("/")[0] for file in known})
         raise AssetError(f"{name!r} is not an asset of this package; there are: {', '.join(near)}.")

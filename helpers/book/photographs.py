@@ -1,8 +1,8 @@
 """Photographs, and photographed objects on backgrounds: images whose object is known pixel by pixel.
 
 Images are (N, 3, H, W) float32 in [0, 1]; a network trained on ImageNet reads `normalize(images)`.
-Sources and licences of the files are in `helpers/assets/README.md`; the objects are under the GPL, version 2
-or later, see `helpers/assets/stamps/LICENSE.md`.
+Sources and licences of the files are in `assets/files/README.md`; the objects are under the GPL, version 2
+or later, see `assets/files/stamps/LICENSE.md`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights
 from torchvision.transforms.v2 import functional as F
 
-from helpers.assets import locate, manifest
+from .assets import locate, manifest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,7 +62,7 @@ def photographs(size: int = 224) -> tuple[Tensor, list[str]]:
     Returns
     -------
     images : (N, 3, size, size) float32 in [0, 1]
-    names : N names, sorted; free licences, photographers named in `helpers/assets/README.md`.
+    names : N names, sorted; free licences, photographers named in `assets/files/README.md`.
     """
     found = _folder("photographs")
     return torch.stack([square_crop(_read(file), size) for file in found.values()]), list(found)

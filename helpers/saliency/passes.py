@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from helpers.device import batches, evaluating
+from ..device import batches
+from ..inference import evaluating
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
 
@@ -97,7 +98,7 @@ def gradient_of_logits(
     To be called inside `explaining(model)`. `inspect` sees the logits with their graph before the backward
     pass. An input that the logit does not depend on has gradient zero.
     """
-    tape = getattr(model, "_tape", None)  # see helpers.replay
+    tape = getattr(model, "_tape", None)  # see saliency_sanity.replay
     replayed = tape is not None and tape.holds(images)
     leaf = tape.leaf if replayed else images.detach().clone().requires_grad_()
     # the copy lets a model write into its input

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from helpers.plots import LINES
+from ...plots import LINES
 
 FLOORS, CEILINGS = ("other_image", "noise"), ("twin", "retest")
 SHOWN = "the map shown, against the trained one"
@@ -97,7 +97,7 @@ def explore(
     status = _status(axes, charts, facts, parts)
     legend = _legend(charts, list(axes).index(slider)) if charts else ""
     data = json.dumps({"axes": list(axes.items()), "parts": parts}, separators=(",", ":")).replace("<", "\\u003c")
-    style, script = (Path(__file__).with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
+    style, script = ((Path(__file__).parent / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return Explorer(
         f'<div class="explorer" role="group" aria-label="{escape(title)}">\n<style>\n{style}</style>\n'
         f'<div class="controls" hidden>{_controls(axes, slider, switches)}</div>\n'

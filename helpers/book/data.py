@@ -1,4 +1,4 @@
-"""The book's small data sets: digits and clothes. Photographs are in `helpers.photographs`."""
+"""The book's small data sets: digits and clothes. Photographs are in `saliency_sanity.book.photographs`."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.assets import locate
+from .assets import locate
 
 CLASSES = {
     "digits": tuple("0123456789"),
@@ -43,7 +43,7 @@ def load(name: str, split: str = "test") -> Images:
     ------
     ValueError
         Unknown name or split; the message lists the known ones.
-    helpers.assets.AssetError
+    saliency_sanity.book.assets.AssetError
         The file is missing or damaged.
     """
     if name not in CLASSES:

@@ -4,22 +4,21 @@ import shutil
 from fnmatch import fnmatch
 
 import pytest
+from saliency_sanity.book import assets, data, models, photographs
 
-from helpers import assets, data, models, photographs
-
-FILES = sorted(path for path in assets.FOLDER.rglob("*") if path.is_file())
+FILES = sorted(path for path in assets.assets_folder().rglob("*") if path.is_file())
 CODE_AND_NOTICES = {".py", ".pyc", ".md", ""}  # by suffix; all else is data
 
 
 def test_every_data_file_is_listed_and_the_listed_exist():
     data_files = [path for path in FILES if path.suffix not in CODE_AND_NOTICES]
-    assert sorted(assets.manifest()) == [path.relative_to(assets.FOLDER).as_posix() for path in data_files]
+    assert sorted(assets.manifest()) == [path.relative_to(assets.assets_folder()).as_posix() for path in data_files]
 
 
 @pytest.mark.parametrize("name", sorted(assets.manifest()))
 def test_every_listed_file_is_the_published_one(name):
     path = assets.locate(name)
-    assert path.is_file() and path == assets.FOLDER / name
+    assert path.is_file() and path == assets.assets_folder() / name
 
 
 def test_all_assets_together_are_small():
@@ -28,7 +27,7 @@ def test_all_assets_together_are_small():
 
 def test_every_data_file_is_covered_by_the_readme():
     """Each file is named there, or its folder is, or a pattern in backticks fits it."""
-    quoted = (assets.FOLDER / "README.md").read_text().split("`")[1::2]
+    quoted = (assets.assets_folder() / "README.md").read_text().split("`")[1::2]
     for name in assets.manifest():
         patterns = [q + "*" if q.endswith("/") else q for q in quoted]
         assert any(fnmatch(name, pattern) for pattern in patterns), f"{name} is not in assets/README.md"
@@ -39,9 +38,8 @@ def folder(tmp_path, monkeypatch):
     """A copy of a few assets that a test may damage."""
     for name in ("SHA256SUMS", "digits.npz", "checkpoints/records.csv", "stamps/index.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(assets.FOLDER / name, tmp_path / name)
-    monkeypatch.setattr(assets, "FOLDER", tmp_path)
-    monkeypatch.setattr(assets, "MANIFEST", tmp_path / "SHA256SUMS")
+        shutil.copy(assets.assets_folder() / name, tmp_path / name)
+    monkeypatch.setattr(assets, "assets_folder", lambda: tmp_path)
     return tmp_path
 
 

@@ -4,11 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+from saliency_sanity import inference
+from saliency_sanity.book import training
+from saliency_sanity.device import batches, generator, local_seed
+from saliency_sanity.inference import evaluating
 from torch import nn
 from torch.nn import functional as F
-
-from helpers import training
-from helpers.device import batches, evaluating, generator, local_seed
 
 
 def network(*, dropout=False, seed=0):
@@ -97,7 +98,7 @@ def test_a_model_that_writes_into_its_input_does_not_write_into_the_callers_imag
     images -= 0.7
     before = images.clone()
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3))
-    training.predict(model, images)
+    inference.predict(model, images)
     training.train(model, images, labels, epochs=1)
     assert torch.equal(images, before)
 
@@ -107,7 +108,7 @@ def test_predict_is_the_models_output_in_eval_mode_whatever_the_batch(device):
     with evaluating(model), torch.no_grad():
         expected = model(images)
     for size in (1, 7, 100):
-        torch.testing.assert_close(training.predict(model, images, batch_size=size), expected)
+        torch.testing.assert_close(inference.predict(model, images, batch_size=size), expected)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -119,7 +120,7 @@ def test_predict_puts_the_modes_back_after_an_exception(error):
     model = nn.Sequential(nn.Dropout(), Breaks()).train()
     model[0].eval()
     with pytest.raises(error):
-        training.predict(model, task(4)[0])
+        inference.predict(model, task(4)[0])
     assert [m.training for m in model.modules()] == [True, False, True]
 
 

@@ -15,9 +15,10 @@ from scipy.ndimage import binary_fill_holes
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur, resize
 
-from helpers import photographs, randomization
-from helpers.device import generator
-from helpers.training import check_labels
+from .. import randomization
+from ..device import generator
+from . import photographs
+from .training import check_labels
 
 # Name of a background -> texture, its size in pixels, quarter turns, negative. Together ten that differ by eye.
 SHEETS = {

@@ -15,8 +15,8 @@ from zennit.core import Composite, Hook
 from zennit.layer import Sum
 from zennit.rules import Norm, Pass
 
-from helpers.saliency.core import check, chosen_logits, chunks, explaining
-from helpers.saliency.graph import MOVES, pulled_back, refuse_unknown_steps
+from .backward_graph import MOVES, pulled_back, refuse_unknown_steps
+from .passes import check, chosen_logits, chunks, explaining
 
 POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

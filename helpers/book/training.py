@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.device import batches, evaluating, generator, local_seed, progress
+from ..device import batches, generator, local_seed, progress
+from ..inference import predict
 
 
 class Trained(NamedTuple):
@@ -37,13 +38,6 @@ def permute_labels(labels: Tensor, *, seed: int) -> Tensor:
     """The same labels dealt out anew: class counts stay, the tie to the images is cut."""
     order = torch.randperm(len(labels), generator=generator(seed))
     return labels[order.to(labels.device)]
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Logits `(N, classes)` in eval mode; model and images are left as they were."""
-    with evaluating(model):
-        return torch.cat([model(images[part].clone()) for part in batches(len(images), batch_size)])
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256) -> float:

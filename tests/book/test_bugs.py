@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from saliency_sanity import randomization
+from saliency_sanity.book import bugs, data, models, photographs
+from saliency_sanity.book.training import permute_labels
+from saliency_sanity.device import generator
 from scipy import stats
 from scipy.ndimage import gaussian_filter
 from skimage.measure import euler_number
-
-from helpers import bugs, data, models, photographs, randomization
-from helpers.device import generator
-from helpers.training import permute_labels
 
 GARMENTS = data.load("clothes", "test")
 LABELS = torch.arange(10).repeat_interleave(300)

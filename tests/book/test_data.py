@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from helpers import data
+from saliency_sanity.book import data
 
 SIZES = {
     ("digits", "train"): 4000,

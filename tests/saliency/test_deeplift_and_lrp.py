@@ -10,17 +10,17 @@ import torch
 import torchvision
 from captum.attr._utils.lrp_rules import EpsilonRule
 from networks import CLASSES, cnn, images, linear, lively, targets, with_relu_modules
+from saliency_sanity.book import models, photographs
+from saliency_sanity.device import local_seed
+from saliency_sanity.saliency import lrp_rules, passes
+from saliency_sanity.saliency.deeplift import deeplift
+from saliency_sanity.saliency.gradients import input_x_gradient
+from saliency_sanity.saliency.lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
 from torch import nn
 from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonAlpha2Beta1Flat
 from zennit.torchvision import ResNetCanonizer
-
-from helpers import models, photographs
-from helpers.device import local_seed
-from helpers.saliency import core, relevance
-from helpers.saliency.gradients import input_x_gradient
-from helpers.saliency.propagation import deeplift, lrp_alpha_beta, lrp_composite, lrp_epsilon
 
 LRP = (lrp_epsilon, lrp_alpha_beta, lrp_composite)
 METHODS = (deeplift, *LRP)
@@ -483,7 +483,7 @@ def test_a_step_may_be_a_module_or_a_function_in_place_or_reused(method):
 def test_images_are_cut_into_passes(method, monkeypatch):
     model, x, y = cnn().double(), images(7, dtype=torch.float64), targets(7)
     whole = method(model, x, y)
-    monkeypatch.setattr(core, "VALUES_A_PASS", 3 * x[0].numel())
+    monkeypatch.setattr(passes, "VALUES_A_PASS", 3 * x[0].numel())
     assert_same(method(model, x, y), whole)
 
 
@@ -502,12 +502,12 @@ class Then(nn.Module):
 def test_lrp_lets_go_of_its_passes(lrp, monkeypatch):
     made = weakref.WeakSet()
 
-    class Watched(relevance._Call):
+    class Watched(lrp_rules._Call):
         def __init__(self, call):
             super().__init__(call)
             made.add(self)
 
-    monkeypatch.setattr(relevance, "_Call", Watched)
+    monkeypatch.setattr(lrp_rules, "_Call", Watched)
     lrp(models.load("cnn_digits"), images(shape=(1, 28, 28)), targets())
     gc.collect()
     assert len(made) == 0

@@ -10,8 +10,8 @@ import torchvision
 from safetensors import safe_open
 from torch import nn
 
-from helpers.assets import locate
-from helpers.device import local_seed
+from ..device import local_seed
+from .assets import locate
 
 
 def cnn(*, batch_norm: bool = False, seed: int = 0) -> nn.Sequential:
@@ -134,7 +134,7 @@ SHIPPED = {
     "cnn_bn_clothes": Shipped(partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=90, batch_size=100, lr=5e-4),
 }
 LABELS = ("true", "random")
-# Seeds of the `pooled_cnn` trained on garments on backgrounds (see helpers.bugs), by the bug planted in the data.
+# Seeds of the `pooled_cnn` trained on garments on backgrounds (see `book.bugs`), by the bug planted in the data.
 SCENES = {"scenes_clean": 8, "scenes_background": 8, "scenes_blur": 8}
 # Seeds of the `pooled_cnn` trained on garments: whole, with stages frozen at random up to the one named, and with all
 # stages but the logits frozen after a training on digits.
@@ -206,7 +206,7 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
     ------
     ValueError
         Unknown name, labels or seed; the message lists the known ones.
-    helpers.assets.AssetError
+    saliency_sanity.book.assets.AssetError
         The file is missing or damaged.
     """
     if name in SHIPPED:

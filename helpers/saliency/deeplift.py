@@ -1,4 +1,4 @@
-"""Contributions sent back through the network by rules: DeepLIFT and layer-wise relevance propagation."""
+"""DeepLIFT: differences from a baseline sent back through the network."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from zennit.core import Hook
-from zennit.rules import AlphaBeta, Epsilon, Flat
 
-from helpers.saliency.core import check, chosen_logits, chunks, explaining, starting_point
-from helpers.saliency.graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
-from helpers.saliency.relevance import propagate
+from .backward_graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
+from .passes import check, chosen_logits, chunks, explaining, starting_point
 
 
 class _Rescale(TorchFunctionMode):
@@ -118,75 +115,3 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
             _check_sums(found, at_images.detach(), at_baselines.detach())
             maps.append(found)
     return torch.cat(maps)
-
-
-def lrp_epsilon(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    *,
-    epsilon: float = 1e-6,
-    zero_params: str | None = "bias",
-) -> Tensor:
-    """LRP with the epsilon rule: relevance is shared out in proportion to contributions; Bach et al. (2015).
-
-    Signed maps `(N, C, H, W)`, in logits. With biases left out (`zero_params="bias"`) a map adds up to the
-    logit, but for what `epsilon` absorbs and what reaches units that see only zeros, as on a black ground;
-    where contributions cancel, relevance of both signs grows without bound: take a larger `epsilon`.
-    `zero_params=None` counts biases in the denominator: on networks of ReLU and max-pooling that tends to
-    input x gradient as `epsilon` goes to 0, and does not add up to the logit.
-
-    Raises
-    ------
-    ValueError
-        LRP has no rule for a step of the model (see `lrp_composite`), an option is out of range, or the
-        relevance overflows.
-    """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be positive, got {epsilon}.")
-    if zero_params not in ("bias", None):
-        raise ValueError(f"zero_params must be 'bias' or None, got {zero_params!r}.")
-    return propagate(
-        model,
-        images,
-        targets,
-        lambda layer, first: Epsilon(epsilon, zero_params),
-        stabilizer=epsilon,
-        with_biases=zero_params is None,
-    )
-
-
-def lrp_alpha_beta(
-    model: nn.Module, images: Tensor, targets: Tensor, *, alpha: float = 2.0, beta: float = 1.0
-) -> Tensor:
-    """LRP with the alpha-beta rule in every layer, `alpha` - `beta` = 1; Bach et al. (2015), equation 60.
-
-    Positive contributions share `alpha` times the relevance, negative ones give back `beta` times; biases are
-    left out. Signed maps `(N, C, H, W)`, in logits; they add up to the logit where all units have
-    contributions of both signs. Errors as `lrp_epsilon`.
-    """
-    if beta < 0 or alpha - beta != 1:
-        raise ValueError(f"alpha - beta must be 1 and beta not negative, got alpha={alpha}, beta={beta}.")
-    rule = AlphaBeta(alpha, beta, zero_params="bias")
-    return propagate(model, images, targets, lambda layer, first: rule)
-
-
-def lrp_composite(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """LRP by zennit's composite EpsilonAlpha2Beta1Flat; Kohlbrenner et al. (2020).
-
-    Flat in the layer that runs first, alpha 2 beta 1 in other convolutions, epsilon in linear layers; biases
-    are left out. Signed maps `(N, C, H, W)`, in logits.
-
-    Raises
-    ------
-    ValueError
-        A step of the model is none of: convolution, linear layer, batch-norm right after one, ReLU, pooling,
-        sum, mean, concatenation and other moves of values; or a layer runs twice.
-    """
-
-    def rule(layer: nn.Module, first: bool) -> Hook:
-        if first:
-            return Flat()
-        return Epsilon(zero_params="bias") if isinstance(layer, nn.Linear) else AlphaBeta(zero_params="bias")
-
-    return propagate(model, images, targets, rule)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saliency_sanity.book import claims
 from scipy import stats
 
-from helpers import claims
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

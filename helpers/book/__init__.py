@@ -1,0 +1,1 @@
+"""What only the book needs: its claims, data, networks, photographs, planted bugs and interactive elements."""
