@@ -260,7 +260,7 @@ HISTORY = re.compile(
     r"|\b(was|were) \.\d+ (at first|until|on pilot)|\b(asked|claimed) for \.\d+ until"
     r"|(first|earlier) (version|form|draft) (of this (chapter|claim)|took|claimed|asked)|this chapter's first version"
     r"|claim[^.]{0,40} (was|were) (dropped|replaced|taken (out|back)|(first )?made)|dropped a claim|ledger had"
-    r"|(confirm|pilot)[^.]{0,60}\bundecided|undecided[^.]{0,40}(confirm|pilot)|\bon (a )?pilot (runs?|draws)"
+    r"|(confirm|pilot)[^.]{0,60}\bundecided|undecided[^.]{0,40}(confirm|pilot)|\bpilot (runs?|draws)\b"
     r"|set (anew )?on pilot|chosen on pilot|(confirming|confirmation) (run|seed)|first run with seed"
     r"|changed after (a|looking)|after (its|their) results? (was|were) known",
     re.IGNORECASE,
