@@ -95,6 +95,7 @@ def generated(
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
+            "scorecard: dropped": scorecard.dropped(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
         Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text()},

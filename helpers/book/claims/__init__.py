@@ -1,7 +1,7 @@
 """A claim of a paper or of a chapter, checked against what was just measured.
 
 The claims of a chapter stand in a file of its own in this folder, named after it, and are written before the
-experiment is run for good. Each entry has
+experiment is run for good. Each entry begins with a line `- id: ...` and has
 
 `id`, `title` and `statement` (in our words), `source` (`key` of the bibliography and `where` in it),
 `test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`),
