@@ -24,6 +24,7 @@ from pathlib import Path
 import api_reference
 import blind_test_page
 import nbformat
+import references
 import scorecard
 from address import pages, repository
 from made import made
@@ -126,6 +127,7 @@ def layout(
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources[references.JOINED] = references.joined(root).encode()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources

@@ -16,7 +16,8 @@ claims:
      test: above, margin: 0.1, expected: holds, design: own images, history: [{date: 2026-01-02, what: written down}]}
   - {id: both, title: Both parts, statement: Both & all., source: {key: adebayo2018sanity, where: section 5},
      test: equivalent, margin: 0.1, parts: {first: holds, second: contradicted here}, design: own images,
-     history: [{date: 2026-01-02, what: written down}, {date: 2026-01-03, what: "margin: 0.2 -> 0.1", why: It was < wide.}]}
+     history: [{date: 2026-01-02, what: written down},
+               {date: 2026-01-03, what: "margin: 0.2 -> 0.1", why: It was < wide.}]}
 """
 SECOND = """
 claims:
