@@ -1,4 +1,4 @@
-"""Claims: intervals against scipy, outcomes on data where the truth is known, the ledger itself."""
+"""Claims: intervals against scipy, outcomes on data where the truth is known, the claims of the book."""
 
 import datetime
 import json

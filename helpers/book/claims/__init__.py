@@ -39,7 +39,7 @@ DESIGNS = {  # the dimensions of the differences, and what they are
 
 
 class ClaimError(AssertionError):
-    """The outcome of a check is not the one that the ledger expects."""
+    """The outcome of a check is not the one that the claim expects."""
 
 
 @dataclass(frozen=True)
