@@ -179,8 +179,9 @@ def _history(claim: dict) -> str:
     """What became of a claim, event by event, as a list in HTML."""
     items = ""
     for event in claim["history"]:
-        why = f" {escape(event['why'])}" if "why" in event else ""
-        items += f"<li><time>{event['date']}</time>: {escape(event['what']).replace('-&gt;', '→')}.{why}</li>"
+        what, why = (escape(event.get(part, "")).replace("-&gt;", "→") for part in ("what", "why"))
+        stop = "" if what.endswith(".”") else "."
+        items += f"<li><time>{event['date']}</time>: {what}{stop}{why and ' ' + why}</li>"
     return f'<ul class="history">{items}</ul>'
 
 

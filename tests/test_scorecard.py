@@ -17,7 +17,8 @@ claims:
   - {id: both, title: Both parts, statement: Both & all., source: {key: adebayo2018sanity, where: section 5},
      test: equivalent, margin: 0.1, parts: {first: holds, second: contradicted here}, design: own images,
      history: [{date: 2026-01-02, what: written down},
-               {date: 2026-01-03, what: "margin: 0.2 -> 0.1", why: It was < wide.}]}
+               {date: 2026-01-03, what: "margin: 0.2 -> 0.1", why: It was < wide.},
+               {date: 2026-01-03, what: "the statement was: “Both.”"}]}
 """
 SECOND = """
 claims:
@@ -201,6 +202,7 @@ def test_a_claim_keeps_its_history_folded(book):
     page = scorecard.claims(read(book))
     assert page.count("<details><summary>History</summary>") == 3
     assert "<li><time>2026-01-03</time>: margin: 0.2 → 0.1. It was &lt; wide.</li>" in page
+    assert "<li><time>2026-01-03</time>: the statement was: “Both.”</li></ul>" in page
 
 
 def test_dropped_claims_have_a_place_of_their_own(book):
