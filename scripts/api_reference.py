@@ -13,7 +13,7 @@ from address import repository
 
 # In reading order; a module that is not named here comes last.
 ORDER = (
-    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.deeplift saliency.lrp "
+    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.rescale saliency.lrp "
     "saliency.cam saliency.perturbation saliency.controls similarity localization plots edges inference device "
     "book.claims book.explorer book.live_panel book.data book.photographs book.bugs book.models book.training "
     "book.training_dynamics"
