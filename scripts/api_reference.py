@@ -9,7 +9,7 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-from address import repository
+from address import repository, revision
 
 # In reading order; a module that is not named here comes last.
 ORDER = (
@@ -68,7 +68,7 @@ def reference(root: Path) -> str:
         file += ".py" if (root / f"{file}.py").exists() else "/__init__.py"
         contents.append(f"- [`{module}`](#api-{module}): {title}")
         parts += [f"(api-{module})=\n## {module}", title, prose(about)]
-        parts += [f"Source: [{file}]({repository(root)}/blob/main/{file})"]
+        parts += [f"Source: [{file}]({repository(root)}/blob/{revision(root)}/{file})"]
         for name, node in found.items():
             parts += [f"### {name}", signature(node), documentation(ast.get_docstring(node) or "")]
     return "\n\n".join(["\n".join(contents), *filter(None, parts)])

@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import saliency_sanity
 import yaml
-from address import files, move, other_addresses, pages, repository, texts
+from address import files, move, other_addresses, pages, repository, revision, revisions, texts
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,7 +20,7 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 # Some of what Google Colab has had installed since 2025; the book must not ask for more.
 COLAB = {
     "ipywidgets": "7.7.1", "ipykernel": "6.17.1", "matplotlib": "3.10.0", "numpy": "2.0.2", "pandas": "2.2.2",
-    "pillow": "11.2.1", "pooch": "1.8.2", "pyyaml": "6.0.2", "safetensors": "0.5.3", "scikit-image": "0.25.2",
+    "pillow": "11.2.1", "pyyaml": "6.0.2", "safetensors": "0.5.3", "scikit-image": "0.25.2",
     "scipy": "1.15.3", "torch": "2.6.0", "torchvision": "0.21.0", "tqdm": "4.67.1",
 }  # fmt: skip
 
@@ -82,8 +83,16 @@ def test_binder_installs_what_the_package_needs():
     assert {name: str(one.specifier) for name, one in RUNTIME.items()}.items() <= installed.items()
 
 
-def test_the_citation_names_this_version():
-    assert CITATION["version"] == PROJECT["version"]
+def test_there_is_one_revision():
+    assert set(revisions()) == {revision(), CONFIG["repository"]["branch"]}
+    assert revisions()[revision()] > len(list((ROOT / "notebooks").glob("*/*.ipynb")))
+
+
+def test_there_is_one_version():
+    version = saliency_sanity.__version__
+    assets = tomllib.loads((ROOT / "assets/pyproject.toml").read_text())["project"]
+    assert version == CITATION["version"] == assets["version"]
+    assert ("date-released" in CITATION) == ("dev" not in version) == (revision() == f"v{version}")
     assert CITATION["title"].startswith(CONFIG["title"])
 
 
