@@ -145,6 +145,7 @@ def test_the_assets_carry_their_licences(assets):
     held = contents(assets)
     assert all(any(name.endswith(f"/licenses/{file}") for name in held) for file in about.get_all("License-File"))
     assert set(about.get_all("License-File")) == set(ASSETS["project"]["license-files"])
+    assert "LICENSE-MIT" in about.get_all("License-File")
     named = set(about["License-Expression"].split(" AND "))
     table = re.findall(r"^\|(?:[^|\n]*\|){3}([^|\n]*)\|", (ROOT / "assets/files/README.md").read_text("utf-8"), re.M)
     column = re.findall(r"\bMIT\b|GPL-[\w.-]+|CC0|CC BY(?:-SA)? [\d.]+", " / ".join(table))
