@@ -9,11 +9,11 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-from address import repository
+from address import repository, revision
 
 # In reading order; a module that is not named here comes last.
 ORDER = (
-    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.deeplift saliency.lrp "
+    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.rescale saliency.lrp "
     "saliency.cam saliency.perturbation saliency.controls similarity localization plots edges inference device "
     "book.claims book.explorer book.live_panel book.data book.photographs book.bugs book.models book.training "
     "book.training_dynamics"
@@ -69,7 +69,7 @@ def reference(root: Path) -> str:
         file += ".py" if (root / f"{file}.py").exists() else "/__init__.py"
         contents.append(f"- [`{module}`](#api-{module}): {title}")
         parts += [f"(api-{module})=\n## {module}", title, prose(about)]
-        parts += [f"Source: [{file}]({repository(root)}/blob/main/{file})"]
+        parts += [f"Source: [{file}]({repository(root)}/blob/{revision(root)}/{file})"]
         for name, node in found.items():
             parts += [f"### {name}", signature(node), documentation(ast.get_docstring(node) or "")]
     return "\n\n".join(["\n".join(contents), *filter(None, parts)])
