@@ -6,11 +6,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from ..device import generator
-from .passes import check, chosen_logits, chunks, explaining, starting_point
+from .passes import check_input, chosen_logits, chunks, explaining, starting_point
 
 
 def _logits_of_masked(
@@ -56,7 +55,7 @@ def occlusion(
     ValueError
         The window does not fit in the image, or the stride leaves pixels out.
     """
-    check(images, targets)
+    check_input(images, targets)
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 7) if window is None else window
     if not isinstance(window, int) or not 1 <= window <= min(height, width):
@@ -106,6 +105,8 @@ def superpixels(images: Tensor, count: int = 49) -> Tensor:
 
 
 def _slic(image: Tensor, count: int) -> Tensor:
+    from skimage.segmentation import slic  # here, because it takes a while and only photographs need it
+
     low, high = image.amin(), image.amax()
     picture = ((image - low) / (high - low).clamp(min=1e-12)).double().permute(1, 2, 0).cpu().numpy()
     found = slic(picture, n_segments=count, compactness=10, start_label=0)
@@ -139,7 +140,7 @@ def _explain_segments(
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
     Every image sees the same draws.
     """
-    check(images, targets)
+    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()

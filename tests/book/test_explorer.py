@@ -14,6 +14,7 @@ import torch
 from bs4 import BeautifulSoup
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
+from rendering import EXPLORER
 from saliency_sanity import plots, sanity
 from saliency_sanity.book import data, explorer, models, photographs
 
@@ -168,7 +169,7 @@ def test_switches_count_in_powers_of_two():
 def test_a_notebook_gets_the_element_and_the_build_its_data(given):
     shown = explorer.explore(AXES, title="Two methods", slider="stage", **given)
     bundle = InteractiveShell().display_formatter.format(shown)[0]
-    assert set(bundle) == {"text/plain", "text/html", explorer.MIME}
+    assert set(bundle) == {"text/plain", "text/html", EXPLORER} and explorer.MIME == EXPLORER
     assert bundle["text/html"] == shown and re.fullmatch(r"<explorer of \d+ kB>", bundle["text/plain"])
 
 
