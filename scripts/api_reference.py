@@ -18,7 +18,8 @@ ORDER = (
     "book.claims book.explorer book.live_panel book.data book.photographs book.bugs book.models book.training "
     "book.training_dynamics"
 ).split()
-INSIDE = {"book", "book.assets", "replay", "saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
+INSIDE = {"book", "book.assets", "book.claims.card", "replay"}
+INSIDE |= {"saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Shipped", "book.models.checkpoint_name"}

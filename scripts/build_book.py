@@ -24,6 +24,7 @@ from pathlib import Path
 import api_reference
 import blind_test_page
 import nbformat
+import references
 import scorecard
 from address import pages, repository
 from made import made
@@ -95,6 +96,7 @@ def generated(
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
+            "scorecard: dropped": scorecard.dropped(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
         Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text()},
@@ -125,6 +127,7 @@ def layout(
                 lighten(output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources[references.JOINED] = references.joined(root).encode()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
