@@ -56,7 +56,7 @@ def class_names() -> list[str]:
     return list(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def photographs(size: int = 224) -> tuple[Tensor, list[str]]:
+def whole(size: int = 224) -> tuple[Tensor, list[str]]:
     """Whole photographs, centre-cropped.
 
     Returns

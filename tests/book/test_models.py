@@ -9,7 +9,7 @@ import torch
 from saliency_sanity import inference
 from saliency_sanity.book import bugs, data, models, training
 from saliency_sanity.book.assets import AssetError, locate
-from saliency_sanity.book.photographs import class_names, normalize, photographs
+from saliency_sanity.book.photographs import class_names, normalize, whole
 
 IMAGES = 4_000  # of the training part, in their order: what every shipped network was trained on
 PAIRS = [(name, labels) for name in models.SHIPPED for labels in models.LABELS]
@@ -155,7 +155,7 @@ def squeezenet():
 
 @pytest.mark.parametrize(("photograph", "name"), [("chelsea", "Egyptian cat"), ("coffee", "espresso")])
 def test_squeezenet_names_photographs(squeezenet, photograph, name):
-    images, names = photographs(224)
+    images, names = whole(224)
     logits = inference.predict(squeezenet, normalize(images[names.index(photograph)][None]))
     assert class_names()[logits.argmax()] == name
 
