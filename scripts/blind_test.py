@@ -73,7 +73,7 @@ def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
 
 def clothes_pool() -> Pool:
     """Test images of clothes that the networks of all seeds name right."""
-    networks = [models.load("cnn_clothes", seed=k) for k in range(models.SHIPPED["cnn_clothes"].seeds)]
+    networks = [models.load("cnn_clothes", seed=k) for k in range(models.REGISTRY["cnn_clothes"].seeds)]
     test = data.load("clothes", "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
@@ -109,7 +109,7 @@ def draw(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
     trials = []
     for i in torch.randperm(len(design), generator=rng).tolist():
         pool, *rest = design[i]
-        networks = torch.randperm(models.SHIPPED["cnn_clothes"].seeds, generator=rng)[:2].tolist()
+        networks = torch.randperm(models.REGISTRY["cnn_clothes"].seeds, generator=rng)[:2].tolist()
         weights = torch.randint(2**31, (2,), generator=rng).tolist()
         trials.append(Trial(pool, next(images[pool]), *rest, tuple(networks), tuple(weights)))
     return trials
