@@ -1,6 +1,6 @@
-"""Draw the pairs of the blind test and make their pictures; run by blind_test_page.py when the book is built.
+"""Draw the pairs of the blind test and make their pictures; run by scripts/build_book.py.
 
-    python scripts/blind_test.py FOLDER
+    python apps/blind_test/blind_test.py FOLDER
 
 Writes `trials.json`, and for each trial the pictures `NN-image`, `NN-left` and `NN-right`; `end-…` are those of the
 last figure. All that is random follows from `SEED`, which the page prints.
@@ -215,7 +215,8 @@ if __name__ == "__main__":
         pair = [levels(values, ranks=trial.ranks, seed=side) for side, values in enumerate(shown(trial, pool))]
         pictures = dict(zip(("image", "left", "right"), (pool.images[trial.image], *pair)))
         files = {name: save(picture, folder / f"{number:02}-{name}") for name, picture in pictures.items()}
-        written.append({**trial._asdict(), "title": pool.titles[trial.image], "pictures": files})
+        titles = {"title": pool.titles[trial.image], "method_title": saliency.title(trial.method)}
+        written.append({**trial._asdict(), **titles, "pictures": files})
     about = {"seed": SEED, "eligible": {name: len(pool.images) for name, pool in pools.items()}}
-    about |= {"trials": written, "end": last_pair(folder)}
+    about |= {"methods": [saliency.title(method) for method in METHODS], "trials": written, "end": last_pair(folder)}
     (folder / "trials.json").write_text(json.dumps(about, indent=1))
