@@ -174,7 +174,7 @@ def test_the_page_shows_the_published_draw(about, clothes, html):
         if trial.pool == "clothes":
             maps = blind_test.shown(trial, clothes)
             for side, (name, values) in enumerate(zip(("left", "right"), maps)):
-                picture = Image.open(html / "_static/blind_test" / written["pictures"][name])
+                picture = Image.open(html / "blind_test" / written["pictures"][name])
                 grey = blind_test.levels(values, ranks=trial.ranks, seed=side).numpy().astype(int)
                 assert np.abs(np.asarray(picture).astype(int) - grey).max() <= 1
 
@@ -389,5 +389,5 @@ def test_the_sheet_prints_on_few_pages(visit, site):
 
 
 def test_the_test_is_light(html):
-    files = list((html / "_static/blind_test").iterdir())
+    files = list((html / "blind_test").iterdir())
     assert sum(path.stat().st_size for path in files) < 600_000

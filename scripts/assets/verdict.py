@@ -60,7 +60,7 @@ SPECIFIED = [name for name in METHODS if name not in {"lrp_alpha_beta", "occlusi
 
 def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
     """Test images that all networks of a kind name right, so that one class is explained in all of them."""
-    test = data.load(models.SHIPPED[name].data, "test")
+    test = data.load(models.REGISTRY[name].data, "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
     chosen = known[torch.randperm(len(known), generator=generator(IMAGE_SEED))[:IMAGES]]
@@ -69,7 +69,7 @@ def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
 
 def table_of(name: str) -> pd.DataFrame:
     """All tests of one network, wide: one column an image."""
-    count = models.SHIPPED[name].seeds
+    count = models.REGISTRY[name].seeds
     true, random = ([models.load(name, seed=k, labels=labels) for k in range(count)] for labels in models.LABELS)
     images, labels = chosen_images(name, true)
     methods = {key: method for key, method in METHODS.items() if "cnn" in name or key not in CONVOLUTIONAL}
@@ -142,7 +142,7 @@ def measured(reference: Tensor, maps: Tensor, **about) -> list[dict]:
 
 def specifications(name: str) -> pd.DataFrame:
     """Top and whole randomisation under every specification, with floor and ceiling of each."""
-    networks = [models.load(name, seed=k) for k in range(models.SHIPPED[name].seeds)]
+    networks = [models.load(name, seed=k) for k in range(models.REGISTRY[name].seeds)]
     images, labels = chosen_images(name, networks)
     rows = []
     for k, network in enumerate(networks):
