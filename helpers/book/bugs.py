@@ -21,7 +21,7 @@ from . import photographs
 from .training import check_labels
 
 # Name of a background -> texture, its size in pixels, quarter turns, negative. Together ten that differ by eye.
-SHEETS = {
+BACKGROUNDS = {
     "brick": ("brick", 160, 0, False),
     "brick, turned": ("brick", 160, 1, False),
     "brick, negative": ("brick", 160, 0, True),
@@ -38,14 +38,14 @@ SHEETS = {
 class Scenes(NamedTuple):
     """Objects on backgrounds, and the truth about both.
 
-    `images` (N, C, size, size); `masks` (N, size, size), 1 on the object and 0 off it; `canvases`, the same
-    images without their object; `backgrounds` (N,) int64, which of the backgrounds each canvas was cut from.
+    `images` (N, C, size, size); `masks` (N, size, size), 1 on the object and 0 off it; `backgrounds`, the same
+    images without their object; `which` (N,) int64, the background that each of those was cut from.
     """
 
     images: Tensor
     masks: Tensor
-    canvases: Tensor
     backgrounds: Tensor
+    which: Tensor
 
 
 class Mislabelled(NamedTuple):
@@ -68,58 +68,56 @@ def silhouettes(images: Tensor, *, threshold: float = 0.04) -> Tensor:
     return torch.stack(filled).to(images)
 
 
-def sheets() -> dict[str, Tensor]:
+def backgrounds() -> dict[str, Tensor]:
     """Ten backgrounds without an object: name -> (1, S, S) float32 in [0, 1], S from 72 to 448.
 
     The three photographed textures of the package at several scales, turned or in negative.
     """
     made = {}
-    for name, (texture, size, turns, negative) in SHEETS.items():
-        sheet = photographs.textures(size)[texture][:1].rot90(turns, (1, 2))
-        made[name] = 1 - sheet if negative else sheet
+    for name, (texture, size, turns, negative) in BACKGROUNDS.items():
+        background = photographs.textures(size)[texture][:1].rot90(turns, (1, 2))
+        made[name] = 1 - background if negative else background
     return made
 
 
-def place(
-    objects: Tensor, masks: Tensor, backgrounds: Tensor, sheets: Mapping[str, Tensor], *, size: int = 40, seed: int
+def scenes(
+    objects: Tensor, masks: Tensor, which: Tensor, backgrounds: Mapping[str, Tensor], *, size: int = 40, seed: int
 ) -> Scenes:
-    """Put each object at a random place of a random piece of the background chosen for it.
+    """Paste each object at a random place on a random piece of the background chosen for it.
 
     Which background goes with which object is the caller's choice, and the whole difference between a shortcut
-    (`backgrounds=labels`), a clean set (`backgrounds=permute_labels(labels, seed=...)`) and a swap
-    (`backgrounds=(labels + 1) % 10`).
+    (`which=labels`), a clean set (`which=permute_labels(labels, seed=...)`) and a swap (`which=(labels + 1) % 10`).
 
     Parameters
     ----------
     objects : float `(N, C, h, w)` in [0, 1].
     masks : `(N, h, w)` in [0, 1], 1 where the object covers the background.
-    backgrounds : int64 `(N,)`, indices into `sheets`.
-    sheets : name -> `(C, S, S)` in [0, 1], each at least `size` wide and high.
+    which : int64 `(N,)`, indices into `backgrounds`.
+    backgrounds : name -> `(C, S, S)` in [0, 1], each at least `size` wide and high.
     size : side of the images in pixels.
-    seed : of the places and of the pieces; neither depends on `backgrounds`.
+    seed : of the places and of the pieces; neither depends on `which`.
 
     Raises
     ------
     ValueError
-        Backgrounds that are no indices of the sheets, or objects or sheets that do not fit the size.
+        Indices of no background, or objects or backgrounds that do not fit the size.
     """
-    check_labels(objects, backgrounds, len(sheets))
-    (height, width), stack = objects.shape[2:], list(sheets.values())
-    if max(height, width) > size or min(min(sheet.shape[1:]) for sheet in stack) < size:
-        raise ValueError(f"images of size {size} must hold the objects, ({height}, {width}), and fit into each sheet.")
+    check_labels(objects, which, len(backgrounds))
+    (height, width), stack = objects.shape[2:], list(backgrounds.values())
+    if max(height, width) > size or min(min(whole.shape[1:]) for whole in stack) < size:
+        raise ValueError(
+            f"images of size {size} must hold the objects, ({height}, {width}), and fit into each background."
+        )
     draws = torch.rand(len(objects), 4, generator=generator(seed), dtype=torch.float64)
-    images, covers, canvases = [], [], []
-    for cutout, mask, which, draw in zip(objects, masks, backgrounds.tolist(), draws.tolist()):
-        sheet = stack[which].to(objects)
-        y, x = (int(u * (side - size + 1)) for u, side in zip(draw[:2], sheet.shape[1:]))
+    made = []
+    for cutout, mask, number, draw in zip(objects, masks, which.tolist(), draws.tolist()):
+        whole = stack[number].to(objects)
+        y, x = (int(u * (side - size + 1)) for u, side in zip(draw[:2], whole.shape[1:]))
         top, left = (int(u * (size - side + 1)) for u, side in zip(draw[2:], (height, width)))
-        canvas = sheet[:, y : y + size, x : x + size]
-        image, cover = canvas.clone(), canvas.new_zeros(size, size)
-        box = (slice(top, top + height), slice(left, left + width))
-        cover[box] = mask
-        image[:, *box] = mask * cutout + (1 - mask) * canvas[:, *box]
-        images.append(image), covers.append(cover), canvases.append(canvas)
-    return Scenes(torch.stack(images), torch.stack(covers), torch.stack(canvases), backgrounds)
+        background = whole[:, y : y + size, x : x + size]
+        made.append((*photographs.blend(background, cutout, mask, top, left), background))
+    images, covers, pieces = (torch.stack(tensors) for tensors in zip(*made))
+    return Scenes(images, covers, pieces, which)
 
 
 def blur_class(images: Tensor, labels: Tensor, *, label: int = 4, sigma: float = 1.0) -> Tensor:

@@ -18,8 +18,8 @@ LABELS = torch.arange(10).repeat_interleave(300)
 
 
 @pytest.fixture(scope="module")
-def sheets():
-    return bugs.sheets()
+def backgrounds():
+    return bugs.backgrounds()
 
 
 @pytest.fixture(scope="module")
@@ -44,45 +44,45 @@ def test_a_silhouette_by_hand():
     assert torch.equal(bugs.silhouettes(picture), expected)
 
 
-def test_sheets_are_ten_different_pictures(sheets):
-    assert len(sheets) == 10
-    for sheet in sheets.values():
-        assert sheet.shape[0] == 1 and min(sheet.shape[1:]) >= 40
-        assert 0 <= sheet.min() and sheet.max() <= 1 and sheet.std() > 0.05
-    corners = torch.stack([sheet[0, :40, :40].flatten() for sheet in sheets.values()])
+def test_backgrounds_are_ten_different_pictures(backgrounds):
+    assert len(backgrounds) == 10
+    for picture in backgrounds.values():
+        assert picture.shape[0] == 1 and min(picture.shape[1:]) >= 40
+        assert 0 <= picture.min() and picture.max() <= 1 and picture.std() > 0.05
+    corners = torch.stack([picture[0, :40, :40].flatten() for picture in backgrounds.values()])
     same = corners.corrcoef() - torch.eye(10)
     assert same.max() < 0.5  # a negative has correlation -1 with its picture
 
 
-def test_scenes_are_objects_over_canvases(garments, sheets, device):
+def test_scenes_are_objects_over_backgrounds(garments, backgrounds, device):
     images, masks, labels = (tensor.to(device) for tensor in garments)
-    scenes = bugs.place(images, masks, labels, sheets, size=40, seed=3)
+    scenes = bugs.scenes(images, masks, labels, backgrounds, size=40, seed=3)
     assert scenes.images.device == images.device and scenes.images.shape == (60, 1, 40, 40)
     off = scenes.masks == 0
-    assert torch.equal(scenes.images[:, 0][off], scenes.canvases[:, 0][off])
+    assert torch.equal(scenes.images[:, 0][off], scenes.backgrounds[:, 0][off])
     assert torch.equal(scenes.masks.sum((1, 2)), masks.sum((1, 2)))
     for image, mask, whole, cover in zip(images, masks, scenes.images, scenes.masks):
         assert torch.equal(whole[0][cover == 1], image[0][mask == 1])
-    names = list(sheets)
-    for canvas, which in zip(scenes.canvases[:6], labels[:6]):
-        pieces = sheets[names[which]][0].unfold(0, 40, 1).unfold(1, 40, 1).to(device)
-        assert (pieces == canvas[0]).all(-1).all(-1).any()  # cut from the sheet of its class
+    names = list(backgrounds)
+    for piece, which in zip(scenes.backgrounds[:6], labels[:6]):
+        pieces = backgrounds[names[which]][0].unfold(0, 40, 1).unfold(1, 40, 1).to(device)
+        assert (pieces == piece[0]).all(-1).all(-1).any()  # cut from the background of its class
 
 
-def test_a_soft_mask_lets_the_background_through(sheets):
-    scenes = bugs.place(torch.ones(1, 1, 40, 40), torch.full((1, 40, 40), 0.25), torch.tensor([2]), sheets, seed=0)
-    assert torch.allclose(scenes.images, 0.25 + 0.75 * scenes.canvases)
+def test_a_soft_mask_lets_the_background_through(backgrounds):
+    scenes = bugs.scenes(torch.ones(1, 1, 40, 40), torch.full((1, 40, 40), 0.25), torch.tensor([2]), backgrounds, seed=0)
+    assert torch.allclose(scenes.images, 0.25 + 0.75 * scenes.backgrounds)
 
 
-def test_places_do_not_depend_on_the_backgrounds(garments, sheets):
+def test_places_do_not_depend_on_the_backgrounds(garments, backgrounds):
     images, masks, labels = garments
-    one, two = (bugs.place(images, masks, which, sheets, seed=5) for which in (labels, (labels + 1) % 10))
-    assert torch.equal(one.masks, two.masks) and not torch.equal(one.canvases, two.canvases)
-    assert torch.equal(one.images, bugs.place(images, masks, labels, sheets, seed=5).images)
-    assert not torch.equal(one.masks, bugs.place(images, masks, labels, sheets, seed=6).masks)
+    one, two = (bugs.scenes(images, masks, which, backgrounds, seed=5) for which in (labels, (labels + 1) % 10))
+    assert torch.equal(one.masks, two.masks) and not torch.equal(one.backgrounds, two.backgrounds)
+    assert torch.equal(one.images, bugs.scenes(images, masks, labels, backgrounds, seed=5).images)
+    assert not torch.equal(one.masks, bugs.scenes(images, masks, labels, backgrounds, seed=6).masks)
     corners = {
         tuple(mask.nonzero().amin(0).tolist())
-        for mask in bugs.place(torch.ones(200, 1, 38, 38), torch.ones(200, 38, 38), LABELS[:200], sheets, seed=0).masks
+        for mask in bugs.scenes(torch.ones(200, 1, 38, 38), torch.ones(200, 38, 38), LABELS[:200], backgrounds, seed=0).masks
     }
     assert len(corners) == 9  # every place that there is
 
@@ -97,10 +97,10 @@ def test_the_three_ways_to_choose_backgrounds():
     ("size", "which", "message"),
     [(27, 0, "fit"), (73, 0, "fit"), (40, 10, "0..9"), (40, -1, "0..9")],
 )
-def test_what_does_not_fit_is_refused(garments, sheets, size, which, message):
+def test_what_does_not_fit_is_refused(garments, backgrounds, size, which, message):
     images, masks, _ = garments
     with pytest.raises(ValueError, match=message):
-        bugs.place(images, masks, torch.full((60,), which), sheets, size=size, seed=0)
+        bugs.scenes(images, masks, torch.full((60,), which), backgrounds, size=size, seed=0)
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.0, 2.0])
