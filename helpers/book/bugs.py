@@ -130,27 +130,27 @@ def blur_class(images: Tensor, labels: Tensor, *, label: int = 4, sigma: float =
     return torch.where(chosen, gaussian_blur(images, [side, side], [sigma, sigma]), images)
 
 
-def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int) -> Mislabelled:
-    """Give a share of the labels, drawn at random, another class, each wrong one equally often.
+def mislabel(labels: Tensor, *, fraction: float = 0.1, classes: int = 10, seed: int) -> Mislabelled:
+    """Give a fraction of the labels, drawn at random, another class, each wrong one equally often.
 
     Parameters
     ----------
     labels : int64 `(N,)` in `range(classes)`; left as they are.
-    share : of the labels to flip, rounded to a whole number of them.
+    fraction : of the labels to flip, rounded to a whole number of them.
     classes : how many there are.
 
     Raises
     ------
     ValueError
-        A share outside [0, 1], fewer than two classes, or labels that are none of them.
+        A fraction outside [0, 1], fewer than two classes, or labels that are none of them.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is in [0, 1], got {share}.")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is in [0, 1], got {fraction}.")
     if classes < 2:
         raise ValueError(f"a wrong label needs at least two classes, got {classes}.")
     check_labels(labels, labels, classes)
     draw = generator(seed)
-    flipped = torch.randperm(len(labels), generator=draw)[: round(share * len(labels))].sort().values
+    flipped = torch.randperm(len(labels), generator=draw)[: round(fraction * len(labels))].sort().values
     shift = torch.randint(1, classes, (len(flipped),), generator=draw)
     flipped, shift = flipped.to(labels.device), shift.to(labels.device)
     wrong = labels.clone()
@@ -159,31 +159,31 @@ def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int
 
 
 def lost_weights(
-    model: nn.Module, stage: str, *, share: float = 1.0, seed: int, example: Tensor | None = None
+    model: nn.Module, stage: str, *, fraction: float = 1.0, seed: int, example: Tensor | None = None
 ) -> nn.Module:
-    """A copy of `model` in which a stage, or a share of its channels, is as initialised: a part of a checkpoint lost.
+    """A copy of `model` with a stage, or a fraction of its channels, as initialised: a part of a checkpoint lost.
 
     Parameters
     ----------
     model : any module; it is left bit for bit as it is.
     stage, example : one of `randomization.plan(model, example=example)`; norms belong to the layer before them.
-    share : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. Layers
+    fraction : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. Layers
         of one width, and so a norm and its layer, lose the same. The other channels keep what they have learned.
 
     Raises
     ------
     ValueError
-        An unknown stage, a share outside [0, 1], or a model whose order of stages only an example can show.
+        An unknown stage, a fraction outside [0, 1], or a model whose order of stages only an example can show.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is in [0, 1], got {share}.")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is in [0, 1], got {fraction}.")
     copies = dict(randomization.independent(model, seed=seed, example=example))
     if stage not in copies:
         raise ValueError(f"unknown stage {stage!r}; known: {', '.join(copies)}.")
     broken, fresh = deepcopy(model), copies[stage].state_dict()
     for name, tensor in broken.state_dict().items():
         if tensor.dim() and not torch.equal(tensor, fresh[name]):
-            rows = torch.randperm(len(tensor), generator=generator(seed))[: round(share * len(tensor))]
+            rows = torch.randperm(len(tensor), generator=generator(seed))[: round(fraction * len(tensor))]
             tensor[rows] = fresh[name][rows]
     return broken
 
