@@ -72,7 +72,7 @@ def maps(
             if extra:
                 axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)
             for c, values in enumerate(row.detach().cpu().numpy()):
-                _draw(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
+                _show(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
         for axis, name in zip(axes[0], [*(["image"] * extra), *columns]):
             axis.set_title(_heading(name, side), fontsize=11)
     plt.close(figure)
@@ -88,7 +88,7 @@ def _limit(scale: np.ndarray, clip: float) -> float:
     return np.quantile(np.abs(scale), clip) or np.abs(scale).max() or 1.0
 
 
-def _draw(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
+def _show(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
     limit = _limit(scale, clip)
     axis.imshow(values, cmap=SIGNED if signed else UNSIGNED, vmin=-limit if signed else 0, vmax=limit)
 
@@ -139,7 +139,7 @@ def gallery(
             axis.set_title("image", fontsize=11)
         for axis, (name, values) in zip(free, pictures.items()):
             array = values.detach().cpu().numpy()
-            _draw(axis, array, signed, array, clip)
+            _show(axis, array, signed, array, clip)
             axis.set_title(_heading(name, 5.4 / across), fontsize=11)
     plt.close(figure)
     return figure

@@ -28,7 +28,7 @@ CLIP = 0.99  # white is reached at this quantile of a map that is shown at its o
 
 
 class Pool(NamedTuple):
-    """Images `(N, C, H, W)` in [0, 1] that all `trained` networks name right, their classes, what each shows."""
+    """Images `(N, C, H, W)` in [0, 1] that all `trained` networks classify correctly, classes, what each shows."""
 
     images: Tensor
     labels: Tensor
@@ -56,7 +56,7 @@ class Trial(NamedTuple):
 
 
 def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
-    """Objects on backgrounds, those that SqueezeNet names right."""
+    """Objects on backgrounds, those that SqueezeNet classifies correctly."""
     network = models.load("squeezenet_imagenet")
     names = photographs.class_names()
     images, labels, objects, titles = [], [], [], []
@@ -72,7 +72,7 @@ def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
 
 
 def clothes_pool() -> Pool:
-    """Test images of clothes that the networks of all seeds name right."""
+    """Test images of clothes that the networks of all seeds classify correctly."""
     networks = [models.load("cnn_clothes", seed=k) for k in range(models.REGISTRY["cnn_clothes"].seeds)]
     test = data.load("clothes", "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
@@ -81,7 +81,7 @@ def clothes_pool() -> Pool:
     return Pool(test.images[known], test.labels[known], [str(i) for i in known.tolist()], titles, networks)
 
 
-def draw(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
+def draw_trials(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
     """The twenty trials of a seed.
 
     Parameters
@@ -208,7 +208,7 @@ def last_pair(folder: Path) -> dict:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     pools = {"photographs": photographs_pool(), "clothes": clothes_pool()}
-    trials = draw(SEED, {name: pool.objects for name, pool in pools.items()})
+    trials = draw_trials(SEED, {name: pool.objects for name, pool in pools.items()})
     written = []
     for number, trial in enumerate(trials, start=1):
         pool = pools[trial.pool]

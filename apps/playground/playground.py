@@ -49,7 +49,7 @@ class Training(NamedTuple):
 
 @cache
 def training_images(name: str) -> Training:
-    """Of the training images, the share `TYPICAL` has a distance within `limits`."""
+    """Of the training images, the fraction `TYPICAL` has a distance within `limits`."""
     flat = data.load(name, "train").images.flatten(1)
     variances, vectors = torch.linalg.eigh(torch.cov(flat.T))
     mean, components = flat.mean(0).half().float(), vectors.T[-COMPONENTS:].half().float()

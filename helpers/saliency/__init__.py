@@ -2,7 +2,7 @@
 
 Images are float `(N, C, H, W)`, targets int64 `(N,)`, the class whose *logit* is explained. Maps have the
 images' shape; those of the CAM family and the controls are `(N, 1, H, W)`. The model is explained in eval mode
-and handed back as it came: mode, weights, gradients and hooks.
+and left as it was: mode, weights, gradients and hooks.
 """
 
 from collections.abc import Callable

@@ -44,7 +44,7 @@ def scenes(recipe: models.Recipe, split: str, seed: int) -> tuple[Tensor, Tensor
     garments = data.load("clothes", split)
     objects, labels = garments.images[: recipe.images], garments.labels[: recipe.images]
     which = labels if recipe.bug == "background" else training.permute_labels(labels, seed=seed)
-    images = bugs.place(objects, bugs.silhouettes(objects), which, bugs.sheets(), seed=seed).images
+    images = bugs.scenes(objects, bugs.silhouettes(objects), which, bugs.backgrounds(), seed=seed).images
     return bugs.blur_class(images, labels) if recipe.bug == "blur" else images, labels
 
 

@@ -59,7 +59,7 @@ SPECIFIED = [name for name in METHODS if name not in {"lrp_alpha_beta", "occlusi
 
 
 def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
-    """Test images that all networks of a kind name right, so that one class is explained in all of them."""
+    """Test images that all networks of a kind classify correctly, so that one class is explained in all of them."""
     test = data.load(models.REGISTRY[name].data, "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
@@ -73,13 +73,13 @@ def table_of(name: str) -> pd.DataFrame:
     true, random = ([models.load(name, seed=k, labels=labels) for k in range(count)] for labels in models.LABELS)
     images, labels = chosen_images(name, true)
     methods = {key: method for key, method in METHODS.items() if "cnn" in name or key not in CONVOLUTIONAL}
-    asked = {"methods": methods, "metrics": METRICS, "show_progress": False}
-    by_labels = sanity.data_randomization(true, random, images, labels, lines=False, **asked)
+    options = {"methods": methods, "metrics": METRICS, "show_progress": False}
+    by_labels = sanity.data_randomization(true, random, images, labels, lines=False, **options)
     frames = [by_labels.replace({"scheme": SCHEMES})]
     for k, network in enumerate(true):
         for scheme in ("cascading", "independent"):
             frame = sanity.parameter_randomization(
-                network, images, labels, scheme=scheme, seeds=[WEIGHT_SEED + k], lines=scheme == "cascading", **asked
+                network, images, labels, scheme=scheme, seeds=[WEIGHT_SEED + k], lines=scheme == "cascading", **options
             )
             if scheme == "cascading":
                 tests = frame.stage.map(CASCADE).fillna(frame.scheme.map(LINES))

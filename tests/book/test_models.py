@@ -124,7 +124,7 @@ SCENES = ["scenes_clean", "scenes_background", "scenes_blur"]
 def scenes():
     """Test garments, each on another class's background, and the garments' labels."""
     garments, labels, _ = data.load("clothes", "test")
-    place = partial(bugs.place, garments, bugs.silhouettes(garments), sheets=bugs.sheets())
+    place = partial(bugs.scenes, garments, bugs.silhouettes(garments), backgrounds=bugs.backgrounds())
     return {
         "matched": place(labels, seed=0),
         "swapped": place((labels + 1) % 10, seed=0),
@@ -137,7 +137,7 @@ def test_planted_bugs_are_bugs(name, seed, scenes):
     """Each network does what its bug makes it do, and the others do not."""
     model, labels = models.load(name, seed=seed), scenes["labels"]
     matched, swapped = scenes["matched"], scenes["swapped"]
-    background = training.accuracy(model, matched.canvases, labels)
+    background = training.accuracy(model, matched.backgrounds, labels)
     blurred = bugs.blur_class(swapped.images, torch.full_like(labels, 4))
     others = labels != 4
     to_blurred = (inference.predict(model, blurred[others]).argmax(1) == 4).float().mean()
