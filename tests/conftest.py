@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import FLAGS, NO_BOOK, NO_BROWSER, find_browser, serve
+from browser import FLAGS, MILLISECONDS, NO_BOOK, NO_BROWSER, StillBrowser, find_browser, serve
 
 ROOT = Path(__file__).parent.parent
 HTML = ROOT / "_build/html"
@@ -39,15 +39,16 @@ def site(html):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, steered by Playwright."""
+    """Headless Chromium, steered by Playwright; its pages hold still."""
     program = find_browser()
     if program is None:
         skip_or_fail(NO_BROWSER)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=MILLISECONDS)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS, timeout=MILLISECONDS)
+        yield StillBrowser(chromium)
         chromium.close()
 
 

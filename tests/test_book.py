@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from address import files, pages, repository
 from axe_playwright_python.sync_playwright import Axe
+from browser import settle
 from bs4 import BeautifulSoup
 from make_pdf import make_pdf
 from page_extras import CARD_SIZE
@@ -36,9 +37,10 @@ def visit(browser, site):
         page.on("pageerror", lambda error: note(str(error)))
         page.on("response", lambda r: note(f"{r.status} {r.url}") if r.status >= 400 else None)
         page.on("request", lambda r: note(r.url) if not r.url.startswith((site, "data:", "blob:")) else None)
-        page.goto(site + name, wait_until="networkidle")
+        page.goto(site + name)
+        settle(page)
         page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-        page.wait_for_load_state("networkidle")
+        settle(page)
         return page
 
     return open_in_context
@@ -117,6 +119,7 @@ HIDE_REPEATED_CODE = """() => {
 def test_page_is_accessible(each_page, scheme, rules):
     each_page.emulate_media(color_scheme=scheme)
     each_page.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
+    settle(each_page)
     each_page.evaluate(HIDE_REPEATED_CODE)
     violations = Axe().run(each_page, options={"resultTypes": ["violations"], **rules}).response["violations"]
     assert not [

@@ -7,6 +7,7 @@ import numpy as np
 import playground as served
 import pytest
 import torch
+from browser import settle
 from saliency_sanity import saliency, similarity
 from saliency_sanity.book import data, models
 from scipy import stats
@@ -38,6 +39,7 @@ def visiting(browser, site):
         page.on("request", lambda r: problems.append(r.url) if not r.url.startswith((site, "file:", "data:")) else None)
         page.goto(address)
         page.wait_for_selector(ready)
+        settle(page)
         return page
 
     yield opened
@@ -62,12 +64,6 @@ def lasting(browser, site):
 @pytest.fixture
 def page(visit):
     return visit()
-
-
-def settle(page):
-    """Wait until all that was asked for is computed."""
-    page.wait_for_timeout(50)
-    page.wait_for_selector(READY)
 
 
 def switch(page, *layers):
