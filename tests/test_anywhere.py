@@ -12,6 +12,7 @@ from run_chapters import chapters
 
 ROOT = Path(__file__).parent.parent
 ALLOCATE = "import time; held = bytearray(200 * 1024**2); time.sleep({})"
+HOLD = ALLOCATE.format(6000)
 IN_A_CHILD = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {!r}]))"
 
 
@@ -26,7 +27,7 @@ def test_a_program_within_its_limits_is_measured(tmp_path):
     assert ran.output == "good\n"
 
 
-@pytest.mark.parametrize("code", [ALLOCATE.format(6000), IN_A_CHILD.format(ALLOCATE.format(6000))], ids=["own", "child"])
+@pytest.mark.parametrize("code", [HOLD, IN_A_CHILD.format(HOLD)], ids=["own", "child"])
 def test_too_much_memory_ends_a_program(tmp_path, code):
     ran = run(code, tmp_path, megabytes=150)
     assert ran.end == "memory" and ran.megabytes > 150
