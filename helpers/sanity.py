@@ -23,7 +23,7 @@ from .device import generator, progress
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import check, chunks
+from .saliency.passes import check_input, chunks
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 
@@ -162,7 +162,7 @@ def parameter_randomization(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("at least one seed is needed.")
-    check(images, targets)
+    check_input(images, targets)
     for number, twin in enumerate(twins):
         for label, method in methods.items():
             own = heat_of(method, model, images, targets, 2 * number)
@@ -259,7 +259,7 @@ def data_randomization(
         )
     methods = named(methods, saliency.get, "methods")
     rows = Rows(named(metrics, similarity.get, "metrics"))
-    check(images, targets)
+    check_input(images, targets)
     with progress(count * len(methods), show=show_progress) as bar:
         for k, model in enumerate(true_models):
             others = {

@@ -8,7 +8,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .passes import check, chunks, explaining, gradient_of_logits
+from .passes import check_input, chunks, explaining, gradient_of_logits
 
 
 class _Rectified(torch.autograd.Function):
@@ -91,7 +91,7 @@ def _refuse_other_activations(logits: Tensor) -> None:
 
 
 def _with_relu_rule(model: nn.Module, images: Tensor, targets: Tensor, *, guided: bool) -> Tensor:
-    check(images, targets)
+    check_input(images, targets)
     maps = []
     with explaining(model), _ReluCalls(guided):
         for part in chunks(len(images), images):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backprop_rules import guided_backprop
-from .passes import check, chosen_logits, chunks, explaining
+from .passes import check_input, chosen_logits, chunks, explaining
 
 
 def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
@@ -54,7 +54,7 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | n
     ValueError
         The model has no convolution, or the layer is unknown, does not run, or has no spatial output.
     """
-    check(images, targets)
+    check_input(images, targets)
     module = _layer(model, images, layer)
     kept = []
 

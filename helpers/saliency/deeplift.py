@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .backward_graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
-from .passes import check, chosen_logits, chunks, explaining, starting_point
+from .passes import check_input, chosen_logits, chunks, explaining, starting_point
 
 
 class _Rescale(TorchFunctionMode):
@@ -100,7 +100,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
         A step of the model is neither linear, nor an activation of one input, nor max-pooling; or the maps do
         not add up.
     """
-    check(images, targets)
+    check_input(images, targets)
     images, maps = images.detach(), []
     pairs = torch.stack((images, starting_point(baseline, images).detach()), 1)
     with explaining(model):

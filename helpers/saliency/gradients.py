@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import batches, generator
-from .passes import VALUES_A_PASS, check, chunks, explaining, gradient_of_logits, starting_point
+from .passes import VALUES_A_PASS, check_input, chunks, explaining, gradient_of_logits, starting_point
 
 
 def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
     Signed maps `(N, C, H, W)`, in logits per unit of input.
     """
-    check(images, targets)
+    check_input(images, targets)
     with explaining(model):
         return torch.cat(
             [gradient_of_logits(model, images[part], targets[part]) for part in chunks(len(images), images)]
@@ -66,7 +66,7 @@ def integrated_gradients(
     Gauss-Legendre quadrature with `steps` nodes. Signed maps `(N, C, H, W)`, in logits; they add up to
     f(x) - f(baseline) as `steps` grows. Sundararajan et al. (2017).
     """
-    check(images, targets)
+    check_input(images, targets)
     if steps < 1:
         raise ValueError(f"at least one step is needed, got {steps}.")
     start, images = starting_point(baseline, images), images.detach()
@@ -92,7 +92,7 @@ def expected_gradients(
     Each sample draws one reference and one point of the line to it. Signed maps `(N, C, H, W)`, in logits.
     Erion et al. (2021).
     """
-    check(images, targets)
+    check_input(images, targets)
     if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
         raise ValueError(
             f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
@@ -141,7 +141,7 @@ def smoothgrad(
 
     `sigma` is the noise's standard deviation as a share of max - min of each image. Signed `(N, C, H, W)`.
     """
-    check(images, targets)
+    check_input(images, targets)
     return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))
 
 
@@ -155,7 +155,7 @@ def smoothgrad_squared(
     seed: int = 0,
 ) -> Tensor:
     """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
-    check(images, targets)
+    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed)
     return _over_samples(model, images, targets, samples, noisy, lambda gradients, _: gradients.square().mean(0))
 
@@ -173,7 +173,7 @@ def vargrad(
 
     Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
     """
-    check(images, targets)
+    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed)
     return _over_samples(model, images, targets, samples, noisy, lambda g, _: g.var(0, correction=0))
 
@@ -193,7 +193,7 @@ def smoothgrad_integrated_gradients(
 
     Takes `samples` x `steps` passes an image. Signed maps `(N, C, H, W)`, in logits.
     """
-    check(images, targets)
+    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed)

@@ -17,7 +17,7 @@ def chunks(count: int, images: Tensor) -> Iterator[slice]:
     return batches(count, max(1, VALUES_A_PASS // images[0].numel()))
 
 
-def check(images: Tensor, targets: Tensor) -> None:
+def check_input(images: Tensor, targets: Tensor) -> None:
     """Raise unless `images` is a finite float `(N, C, H, W)` and `targets` an int64 `(N,)`, not empty."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__

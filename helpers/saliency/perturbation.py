@@ -10,7 +10,7 @@ from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from ..device import generator
-from .passes import check, chosen_logits, chunks, explaining, starting_point
+from .passes import check_input, chosen_logits, chunks, explaining, starting_point
 
 
 def _logits_of_masked(
@@ -56,7 +56,7 @@ def occlusion(
     ValueError
         The window does not fit in the image, or the stride leaves pixels out.
     """
-    check(images, targets)
+    check_input(images, targets)
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 7) if window is None else window
     if not isinstance(window, int) or not 1 <= window <= min(height, width):
@@ -139,7 +139,7 @@ def _explain_segments(
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
     Every image sees the same draws.
     """
-    check(images, targets)
+    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()
