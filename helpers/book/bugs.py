@@ -118,7 +118,9 @@ def place(
         box = (slice(top, top + height), slice(left, left + width))
         cover[box] = mask
         image[:, *box] = mask * cutout + (1 - mask) * canvas[:, *box]
-        images.append(image), covers.append(cover), canvases.append(canvas)
+        images.append(image)
+        covers.append(cover)
+        canvases.append(canvas)
     return Scenes(torch.stack(images), torch.stack(covers), torch.stack(canvases), backgrounds)
 
 

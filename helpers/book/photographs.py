@@ -145,13 +145,13 @@ def paste(
     height, width = canvas.shape[1:]
     factor = scale * min(height, width) / max(cutout.size)
     w, h = (max(1, round(side * factor)) for side in cutout.size)
-    cutout = cutout.convert("RGBA").resize((w, h), Image.Resampling.BICUBIC)  # Lanczos would leave a halo
-    cutout = F.to_dtype(F.pil_to_tensor(cutout), scale=True).to(canvas)
+    fitted = cutout.convert("RGBA").resize((w, h), Image.Resampling.BICUBIC)  # Lanczos would leave a halo
+    pixels = F.to_dtype(F.pil_to_tensor(fitted), scale=True).to(canvas)
     left, top = round(position[0] * (width - w)), round(position[1] * (height - h))
     image, mask = canvas.clone(), canvas.new_zeros(height, width)
     box = (slice(top, top + h), slice(left, left + w))
-    mask[box] = alpha = cutout[3]
-    image[:, *box] = alpha * cutout[:3] + (1 - alpha) * canvas[:, *box]
+    mask[box] = alpha = pixels[3]
+    image[:, *box] = alpha * pixels[:3] + (1 - alpha) * canvas[:, *box]
     return image, mask
 
 
@@ -169,9 +169,9 @@ def _background(background: str | Tensor, size: int) -> Tensor:
         if not (background.min() >= 0 and background.max() <= 1):
             raise ValueError("A background tensor is in [0, 1]; denormalize(...) undoes normalize(...).")
         return background
-    known = {"grey": None} | _folder("textures") | _folder("photographs")
-    if not isinstance(background, str) or background not in known:
-        raise ValueError(f"Unknown background {background!r}; known: {', '.join(known)}, or a tensor.")
+    known = _folder("textures") | _folder("photographs")
+    if not isinstance(background, str) or background not in ("grey", *known):
+        raise ValueError(f"Unknown background {background!r}; known: grey, {', '.join(known)}, or a tensor.")
     _check_size(size)
     if background == "grey":
         return torch.full((3, size, size), GREY)

@@ -93,9 +93,11 @@ def explore(
 
     parts: list[dict] = []  # whatever changes with the state
     figures = _figures({name: _image(name, values, axes, parts) for name, values in pictures.items()}, wipe)
-    drawn = [_chart(chart, series, slider, axes, parts) for chart, series in charts.items()]
+    drawn, legend = [], ""
+    if slider is not None and charts:
+        drawn = [_chart(chart, series, slider, axes, parts) for chart, series in charts.items()]
+        legend = _legend(charts, list(axes).index(slider))
     status = _status(axes, charts, facts, parts)
-    legend = _legend(charts, list(axes).index(slider)) if charts else ""
     data = json.dumps({"axes": list(axes.items()), "parts": parts}, separators=(",", ":")).replace("<", "\\u003c")
     style, script = ((Path(__file__).parent / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return Explorer(
