@@ -43,7 +43,8 @@ def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
         outputs = chain.from_iterable(cell.get("outputs", []) for cell in notebook.cells)
         cards = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
         claims = [claim for claim in ledger if f"notebooks/{claim['chapter']}.ipynb" == source.as_posix()]
-        title = next(line[2:] for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("# "))
+        cells = nbformat.read(root / source, as_version=4).cells  # prose may be newer than the run
+        title = next(line[2:] for cell in cells for line in cell.source.splitlines() if line.startswith("# "))
         if claims or cards:
             found.append(Chapter(source, title, claims, cards if executed else None))
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights
 from torchvision.transforms.v2 import functional as F
 
-from .assets import locate, manifest
+from .assets import listed, locate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -180,8 +180,7 @@ def _background(background: str | Tensor, size: int) -> Tensor:
 
 def _folder(folder: str) -> dict[str, str]:
     """Stem -> asset name of the images in a folder of the assets."""
-    files = sorted(file for file in manifest() if file.startswith(f"{folder}/"))
-    return {file.removeprefix(f"{folder}/").rsplit(".", 1)[0]: file for file in files}
+    return {file.removeprefix(f"{folder}/").rsplit(".", 1)[0]: file for file in listed(folder)}
 
 
 def _read(file: str) -> Tensor:
