@@ -12,7 +12,7 @@ export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test pdf chapter lab anywhere bench assets lint format address clean
+.PHONY: help book test pdf chapter lab anywhere bench assets lint format address edition clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
@@ -55,6 +55,9 @@ format: $(INSTALLED) ## mend style
 
 address: ## move to another repository: make address REPO=https://github.com/owner/name
 	@$(PYTHON) scripts/address.py $(REPO)
+
+edition: ## cut an edition, its commit and its tag: make edition VERSION=1.0.0
+	@$(PYTHON) scripts/edition.py $(VERSION)
 
 clean: ## remove the built book; the environment stays
 	rm -rf _build

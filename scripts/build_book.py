@@ -29,6 +29,7 @@ from pathlib import Path
 import api_reference
 import blind_test_page
 import nbformat
+import references
 import scorecard
 from address import pages, repository
 from made import made
@@ -117,6 +118,7 @@ def generated(
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
+            "scorecard: dropped": scorecard.dropped(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
         Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
@@ -150,6 +152,7 @@ def layout(
                 render(root, output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources[references.JOINED] = references.joined(root).encode()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources

@@ -7,7 +7,6 @@ from pathlib import Path
 import anywhere
 import nbformat
 import pytest
-from address import repository
 from run_chapters import chapters
 
 ROOT = Path(__file__).parent.parent
@@ -69,12 +68,12 @@ def test_lent_packages_are_there_and_others_are_not(tmp_path):
 @pytest.mark.parametrize("chapter", chapters(ROOT), ids=lambda chapter: chapter.stem)
 def test_a_chapter_installs_what_is_given_instead_of_the_address(chapter):
     code = anywhere.program(ROOT, chapter, "git+file://localhost/here")
-    assert '%pip install -q "saliency-sanity @ git+file://localhost/here"' in code
-    assert f"git+{repository(ROOT)}" not in code
+    assert code.count("git+") == 1 and 'BOOK = "git+file://localhost/here"\n' in code
 
 
 def test_a_chapter_without_the_first_cell_is_refused(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/Ann/b"\n')
+    (tmp_path / "_config.yml").write_text("repository:\n  branch: main\n")
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "one.ipynb")
     with pytest.raises(ValueError, match="does not install"):
         anywhere.program(tmp_path, Path("one.ipynb"), "elsewhere")

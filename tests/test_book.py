@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
-from address import files, pages, repository
+from address import files, pages, repository, revision
 from axe_playwright_python.sync_playwright import Axe
 from browser import settle
 from bs4 import BeautifulSoup
@@ -182,8 +182,8 @@ def test_launch_buttons_lead_to_the_notebook(html, name):
     assert ROOT / notebook in files(ROOT)
     links = {link["href"] for link in soup(html / name).select(".dropdown-launch-buttons a")}
     assert links == {
-        f"https://mybinder.org/v2/gh{address}/main?urlpath=lab/tree/{notebook}",
-        f"https://colab.research.google.com/github{address}/blob/main/{notebook}",
+        f"https://mybinder.org/v2/gh{address}/{revision()}?urlpath=lab/tree/{notebook}",
+        f"https://colab.research.google.com/github{address}/blob/{revision()}/{notebook}",
     }
 
 

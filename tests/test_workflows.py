@@ -41,7 +41,8 @@ def test_code_of_others_gets_no_rights():
     assert not [trigger for trigger in triggers if "pull_request_target" in trigger or "workflow_run" in trigger]
     assert not [path.name for path in PATHS if "secrets." in path.read_text()]
     assert not [step["run"] for step in STEPS if "${{" in step.get("run", "")], "an expression in a script is code"
-    assert JOBS["book.yml", "publish"]["if"] == "github.ref == 'refs/heads/main'"
+    assert JOBS["book.yml", "publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert WORKFLOWS["book.yml"][True]["push"] == {"branches": ["main"], "tags": ["v*"]}
     assert all(step["uses"].startswith("actions/") for step in STEPS if "uses" in step)
     assert all(step["with"]["persist-credentials"] is False for step in STEPS if "checkout" in step.get("uses", ""))
 

@@ -13,9 +13,9 @@ from networks import CLASSES, cnn, images, linear, lively, targets, with_relu_mo
 from saliency_sanity.book import models, photographs
 from saliency_sanity.device import local_seed
 from saliency_sanity.saliency import lrp_rules, passes
-from saliency_sanity.saliency.deeplift import deeplift
 from saliency_sanity.saliency.gradients import input_x_gradient
 from saliency_sanity.saliency.lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
+from saliency_sanity.saliency.rescale import deeplift
 from torch import nn
 from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
