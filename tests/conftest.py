@@ -1,14 +1,46 @@
 """Fixtures that several files share: a device, and a browser that reads the built book."""
 
+import importlib.abc
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import stamp
 import torch
 from browser import FLAGS, MILLISECONDS, NO_BOOK, NO_BROWSER, StillBrowser, find_browser, serve
 
 ROOT = Path(__file__).parent.parent
 HTML = ROOT / "_build/html"
+
+
+class NoHelpers(importlib.abc.MetaPathFinder):
+    """The folder of the package, which Python finds in the working directory, is not its name."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "helpers":
+            raise ImportError("import saliency_sanity: helpers is the name of its folder only")
+
+
+sys.meta_path.insert(0, NoHelpers())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests of files that are as they were when these tests last passed."""
+    items[:], left = stamp.split(items, config)
+    if left:
+        config.hook.pytest_deselected(items=left)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Note which tests of files have passed: in the process that hears of all tests, and where nothing failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus or not stamp.usual(session.config) or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    passed = {report.nodeid.split("::")[0] for report in reporter.stats.get("passed", []) if "files" in report.keywords}
+    if passed:
+        stamp.write(passed)
 
 
 @pytest.fixture(params=["cpu"] + ["cuda"] * torch.cuda.is_available())
