@@ -2,6 +2,7 @@
 
 import importlib.abc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from browser import FLAGS, MILLISECONDS, NO_BOOK, NO_BROWSER, StillBrowser, find
 
 ROOT = Path(__file__).parent.parent
 HTML = ROOT / "_build/html"
+NO_NODE = "there is no Node: install it (Debian's nodejs)"
 
 
 class NoHelpers(importlib.abc.MetaPathFinder):
@@ -84,10 +86,20 @@ def browser():
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def node() -> str:
+    """The program that runs JavaScript without a browser."""
+    program = shutil.which("node")
+    if program is None:
+        skip_or_fail(NO_NODE)
+    return program
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Say at the end, once and plainly, that the built pages were not read."""
+    """Say at the end, once and plainly, what was not tested."""
     skipped = " ".join(str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
-    for reason in (NO_BROWSER, NO_BOOK):
+    untested = {NO_BROWSER: "THE BUILT PAGES", NO_BOOK: "THE BUILT PAGES", NO_NODE: "THE PLAYGROUND'S ENGINE"}
+    for reason, what in untested.items():
         if reason in skipped:
-            terminalreporter.section("THE BUILT PAGES WERE NOT TESTED", red=True)
+            terminalreporter.section(f"NOT TESTED: {what}", red=True)
             terminalreporter.line(reason)

@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from networks import weekly_but
 from saliency_sanity import inference
 from saliency_sanity.book import bugs, data, models, training
 from saliency_sanity.book.assets import AssetError, locate
@@ -33,6 +34,7 @@ def test_the_papers_cnn_at_a_size_that_ships():
     assert [n for n, _ in models.cnn(batch_norm=True).named_children() if "norm" in n] == ["norm1", "norm2"]
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "labels", "seed"), CHECKPOINTS)
 def test_every_checkpoint_loads_in_eval_mode(name, labels, seed):
     model = models.load(name, labels=labels, seed=seed)
@@ -40,6 +42,7 @@ def test_every_checkpoint_loads_in_eval_mode(name, labels, seed):
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "labels"), PAIRS)
 def test_a_checkpoint_classifies_as_recorded(name, labels):
     train, test = (data.load(models.SHIPPED[name].data, split) for split in data.SPLITS)
@@ -83,6 +86,7 @@ def scenes():
     }
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seed in SCENES if seed in (0, 7)])
 def test_planted_bugs_are_bugs(name, seed, scenes):
     """Each network does what its bug makes it do, and the others do not."""
@@ -111,6 +115,7 @@ FROZEN = [(name, seed) for name, seeds in models.FROZEN.items() for seed in rang
 KEPT = {"pooled_clothes": 0, "frozen_conv1": 1, "frozen_conv2": 2}  # convolutions that are as initialised
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seed in FROZEN if seed in (0, 5)])
 def test_frozen_stages_are_as_they_were_and_the_others_are_not(name, seed):
     model, start = models.load(name, seed=seed), models.pooled_cnn(seed=seed)
@@ -129,6 +134,7 @@ def test_the_records_hold_every_frozen_network_once_and_say_which_freezing_matte
     assert (test.pooled_clothes - test.frozen_features).min() > 0.05
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("name", models.FROZEN)
 def test_a_frozen_network_classifies_as_recorded(name):
     test = data.load("clothes", "test")
@@ -138,6 +144,7 @@ def test_a_frozen_network_classifies_as_recorded(name):
     )
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("labels", models.LABELS)
 def test_seeds_are_different_networks(labels):
     stored = [
@@ -172,7 +179,7 @@ def test_loading_twice_gives_two_models_that_do_not_share_memory(name):
         assert torch.equal(p, q) and p.data_ptr() != q.data_ptr()
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "resnet50"])
+@pytest.mark.parametrize("name", weekly_but("resnet50", of=["inception_v3", "resnet50"]))
 def test_the_papers_networks_without_weights(name):
     state = torch.get_rng_state()
     model = models.load(name, weights=None, seed=1)

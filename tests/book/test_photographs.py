@@ -94,6 +94,7 @@ def test_photographs_named_right(network):
     assert top["chelsea"] in {"Egyptian cat", "tabby", "tiger cat"} and top["coffee"] == "espresso"
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_objects_named_right_as_the_index_says(network, background):
     index = stamps()
@@ -118,6 +119,7 @@ def test_index_is_complete():
     assert set(index["file"]) == files and {f"stamps/{file}" for file in files} <= set(manifest())
 
 
+@pytest.mark.files
 def test_objects_are_small_cut_outs_with_a_margin():
     for file in stamps()["file"]:
         image = Image.open(locate(f"stamps/{file}"))
