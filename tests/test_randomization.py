@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torchvision
-from networks import CLASSES, SHAPE, cnn, images, lively
+from networks import CLASSES, SHAPE, cnn, images, lively, weekly_but
 from saliency_sanity.book import models
 from saliency_sanity.device import generator, local_seed
 from saliency_sanity.inference import evaluating
