@@ -24,7 +24,7 @@ INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Shipped", "book.models.checkpoint_name"}
 INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
-INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels"}
+INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels", "book.explorer.render"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows
 

@@ -32,6 +32,7 @@ import nbformat
 import references
 import scorecard
 from address import pages, repository
+from cache import surroundings
 from made import made
 from nbformat import NotebookNode
 from PIL import Image
@@ -187,7 +188,8 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     """
     build, note = root / "_build", root / "_build/pages.json"
     claimed = checked(root, runs, strict=strict)
-    folders = [made(root, root / "scripts" / name) for name in ("blind_test.py", "playground.py")]
+    around = surroundings(root)
+    folders = [made(root, root / "scripts" / name, around) for name in ("blind_test.py", "playground.py")]
     sources = layout(root, runs, generated(root, claimed, *folders), files(*folders))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     tools = sorted(f"{one.name}=={one.version}" for one in distributions())

@@ -83,8 +83,8 @@ def versions(root: Path) -> list[str]:
             except PackageNotFoundError:
                 continue
             found[name] = installed.version
-            needs = [Requirement(line) for line in installed.requires or []]
-            waiting += [need for need in needs if need.marker is None or need.marker.evaluate({"extra": extra})]
+            asked = [Requirement(line) for line in installed.requires or []]
+            waiting += [need for need in asked if need.marker is None or need.marker.evaluate({"extra": extra})]
     return [platform.python_version(), *(f"{name}=={version}" for name, version in sorted(found.items()))]
 
 
@@ -103,7 +103,7 @@ def closure(trees: Iterable[ast.AST], known: Mapping[str, Path]) -> set[Path]:
                 path = known[module]
                 found.add(path)
                 package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-                more = set(imported(parsed(path), package))
+                more = needs(path.read_text(encoding="utf-8"), package)
                 # The package itself loads on demand what others take from it: they name what they take.
                 waiting += more - {f"{PACKAGE}.*"} if module == PACKAGE else more
     return found
@@ -112,7 +112,15 @@ def closure(trees: Iterable[ast.AST], known: Mapping[str, Path]) -> set[Path]:
 def _loaded_by_a_rule(name: str, known: Mapping[str, Path]) -> bool:
     """Whether `name` is taken from the package itself and is neither a module nor defined there: who knows whence."""
     package, _, taken = name.rpartition(".")
-    return package == PACKAGE in known and name not in known and taken not in defined(parsed(known[PACKAGE]))
+    if package != PACKAGE or PACKAGE not in known or name in known:
+        return False
+    return taken not in defined(known[PACKAGE].read_text(encoding="utf-8"))
+
+
+@cache
+def needs(code: str, package: str) -> frozenset[str]:
+    """What a module of the package imports."""
+    return frozenset(imported(ast.parse(code), package))
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
@@ -132,20 +140,18 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 def running(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but for what only a type checker reads."""
-    yield tree
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-            yield from running(node)
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def defined(tree: ast.AST) -> set[str]:
+def defined(code: str) -> set[str]:
     """The names that a module gives to something itself."""
-    nodes = list(ast.walk(tree))
+    nodes = list(ast.walk(ast.parse(code)))
     names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     return names | {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}

@@ -16,9 +16,9 @@ def key(root: Path, script: Path, around: cache.Surroundings) -> str:
     return cache.digest(cache.contents(root, {script, *used}), around.versions)
 
 
-def made(root: Path, script: Path) -> Path:
+def made(root: Path, script: Path, around: cache.Surroundings) -> Path:
     """The folder that `script FOLDER` fills, in a process of its own: building imports no torch."""
-    around, shelf = cache.surroundings(root), root / "_build/made" / script.stem
+    shelf = root / "_build/made" / script.stem
 
     def fill(folder: Path, environment: dict[str, str]) -> dict:
         print(f"Running {script.name} ...", flush=True)

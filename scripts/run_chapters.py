@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def key(root: Path, chapter: Path, around: cache.Surroundings) -> str:
     """
     cells = code_cells(read(root / chapter))
     sources = [cell.source for cell in cells]
-    sources[:1] = [A_VERSION.sub("", OUR_ADDRESS.sub("", source)) for source in sources[:1]]
+    sources[:1] = [A_VERSION.sub('""', OUR_ADDRESS.sub("", source)) for source in sources[:1]]
     tags = [sorted(EXECUTION_TAGS.intersection(cell.metadata.get("tags", []))) for cell in cells]
     used = cache.closure(trees(sources), around.modules)
     claims = root / "helpers/book/claims" / f"{chapter.stem}.yml"
@@ -98,10 +99,11 @@ def key(root: Path, chapter: Path, around: cache.Surroundings) -> str:
 def trees(sources: list[str]) -> Iterator[ast.AST]:
     """The code of cells, those aside that are no Python: they fail when they run."""
     for source in sources:
-        try:
-            yield ast.parse(TransformerManager().transform_cell(source))
-        except SyntaxError:
-            continue
+        code = re.sub("^%%.*", "", source)
+        for python in (str, TransformerManager().transform_cell):  # as it stands, for speed, or without magics
+            with suppress(SyntaxError):
+                yield ast.parse(python(code))
+                break
 
 
 def shelf(root: Path, chapter: Path) -> Path:
@@ -148,10 +150,8 @@ class Execution:
         """Note the memory that the kernel holds now, if it is more than ever before."""
         provisioner = getattr(getattr(self.client, "km", None), "provisioner", None)
         if number := getattr(provisioner, "pid", None):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 self.megabytes = max(self.megabytes, psutil.Process(number).memory_info().rss // 1024**2)
-            except psutil.NoSuchProcess:
-                pass
 
 
 def failure(chapter: Path, error: Exception, cell: NotebookNode | None = None, number: int = 0) -> str:
@@ -248,7 +248,5 @@ def report(number: int, count: int, chapter: Path, ended: str) -> None:
 def kill_children() -> None:
     """End all processes that this one started, and theirs."""
     for process in psutil.Process().children(recursive=True):
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            pass

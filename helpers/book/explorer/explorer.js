@@ -1,4 +1,4 @@
-// Brings every explorer on the page to life that is not yet; see explorer.py for what they are made of.
+// Brings every explorer on the page to life that is not yet; see render.py for what they are made of.
 (() => {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
 
