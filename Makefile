@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # One thread for each process: the processes share the cores, and threads that wait for one another cost a factor of six.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -24,10 +24,10 @@ book: $(INSTALLED) ## run every chapter that changed, then make the pages in _bu
 	@$(BIN)/python scripts/build_book.py
 
 test: book ## build the book where it is missing or old, then run the tests
-	@$(TESTS)
+	@$(PYTEST)
 
 test-all: book ## the same with every test: of files that did not change, and of more networks of each kind
-	@$(TESTS) -m ""
+	@$(PYTEST) -m ""
 
 pdf: book ## print the pages into _build/book.pdf; needs Chromium
 	@$(BIN)/python scripts/make_pdf.py

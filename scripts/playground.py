@@ -148,4 +148,4 @@ if __name__ == "__main__":
         (folder / f"{name}.js").write_bytes(script(name, shipped(name)))
     (folder / "colours.js").write_bytes(script("colours", colours()))
     (folder / "still.png").write_bytes(still())
-    (folder / "unlike.txt").write_text(unlike())
+    (folder / "unlike.txt").write_text(unlike(), encoding="utf-8")

@@ -27,6 +27,19 @@ class NoHelpers(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, NoHelpers())
 
 
+def pytest_addoption(parser):
+    parser.addoption("--library", action="store_true", help="only the tests of the library, which mirror its modules")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --library, leave out what is no test of a module of the library, and what needs the book's tools."""
+    place = collection_path.relative_to(ROOT / "tests") if collection_path.is_relative_to(ROOT / "tests") else None
+    if not config.option.library or place is None or not place.parts:
+        return None
+    module = place.parts[0].removeprefix("test_")
+    return module == "book" or not (ROOT / "helpers" / module).exists()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Leave out tests of files that are as they were when these tests last passed."""

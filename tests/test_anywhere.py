@@ -72,8 +72,10 @@ def test_a_chapter_installs_what_is_given_instead_of_the_address(chapter):
 
 
 def test_a_chapter_without_the_first_cell_is_refused(tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/Ann/b"\n')
-    (tmp_path / "_config.yml").write_text("repository:\n  branch: main\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://github.com/Ann/b"\n', encoding="utf-8"
+    )
+    (tmp_path / "_config.yml").write_text("repository:\n  branch: main\n", encoding="utf-8")
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), tmp_path / "one.ipynb")
     with pytest.raises(ValueError, match="does not install"):
         anywhere.program(tmp_path, Path("one.ipynb"), "elsewhere")

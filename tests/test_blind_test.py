@@ -161,7 +161,7 @@ def test_maps_at_their_own_scale_are_proportional_below_the_clip():
 def about(html) -> dict:
     """The trials of the built page, whose pictures are beside it."""
     latest = max((html.parent / "made/blind_test").iterdir(), key=lambda path: path.stat().st_mtime)
-    return json.loads((latest / "trials.json").read_text())
+    return json.loads((latest / "trials.json").read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_the_published_draw(about, clothes, html):
@@ -285,7 +285,7 @@ def test_interval_and_chance_are_those_of_scipy_for_every_count(visit):
 
 
 def test_the_sheet_says_what_the_binomial_says():
-    text = " ".join((ROOT / "book/blind_test_sheet.md").read_text().split())
+    text = " ".join((ROOT / "book/blind_test_sheet.md").read_text(encoding="utf-8").split())
     assert "six or more of eight about once in seven tries" in text and round(1 / stats.binom.sf(5, 8, 0.5)) == 7
     clear = [k for k in range(9) if not (ci := stats.binomtest(k, 8).proportion_ci(0.95, "exact")).low < 0.5 < ci.high]
     assert "only eight of eight (or none)" in text and clear == [0, 8]

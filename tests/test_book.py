@@ -276,10 +276,21 @@ def test_chapter_leaves_no_dead_widget(html, name):
     assert "application/vnd.jupyter.widget" not in executed.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [n for n in CHAPTERS if "live.panel(" in (ROOT / n).with_suffix(".ipynb").read_text()])
+PANEL = "live_panel.panel("
+
+
+def has_panel(name: str) -> bool:
+    return PANEL in (ROOT / name).with_suffix(".ipynb").read_text(encoding="utf-8")
+
+
+def test_some_chapters_have_a_panel():
+    assert any(map(has_panel, CHAPTERS))
+
+
+@pytest.mark.parametrize("name", filter(has_panel, CHAPTERS))
 def test_panel_is_a_picture_with_a_way_to_get_it_live(html, name):
     page = soup(html / name)
-    [cell] = [cell for cell in page.select("div.cell") if "live.panel(" in cell.get_text()]
+    [cell] = [cell for cell in page.select("div.cell") if PANEL in cell.get_text()]
     assert len(cell.select("figure img[alt]")) == 1
     assert "run this chapter in Binder or Colab" in cell.select_one("figcaption").get_text()
 

@@ -132,10 +132,10 @@ def test_objects_are_small_cut_outs_with_a_margin():
 def test_sizes_and_licences():
     size = {name: sum(file.stat().st_size for file in (assets_folder() / name).iterdir()) for name in LIMITS}
     assert all(size[name] <= limit for name, limit in LIMITS.items()), size
-    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text()
+    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text(encoding="utf-8")
     assert "version 2 or" in licence and "tuxpaint-stamps-default" in licence
     assert all(f"| {name} | `{source}` |" in licence for name, source in stamps()[["name", "source"]].values)
-    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text()
+    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("background", [*BACKGROUNDS, "coffee"])
