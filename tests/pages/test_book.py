@@ -16,7 +16,7 @@ from page_extras import CARD_SIZE
 from PIL import Image
 from run_chapters import chapters, toc_entries
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [f"{entry}.html" for entry in toc_entries(ROOT)]
 CHAPTERS = [str(chapter.with_suffix(".html")) for chapter in chapters(ROOT)]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
