@@ -29,7 +29,7 @@ OURS = [
 
 def repository(root: Path = ROOT) -> str:
     """The repository's address, such as https://github.com/owner/name."""
-    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def owner_and_name(address: str) -> tuple[str, str]:

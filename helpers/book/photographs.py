@@ -174,9 +174,9 @@ def _background(background: str | Tensor, size: int) -> Tensor:
         if not (background.min() >= 0 and background.max() <= 1):
             raise ValueError("A background tensor is in [0, 1]; denormalize(...) undoes normalize(...).")
         return background
-    known = {"grey": None} | _folder("textures") | _folder("photographs")
-    if not isinstance(background, str) or background not in known:
-        raise ValueError(f"Unknown background {background!r}; known: {', '.join(known)}, or a tensor.")
+    known = _folder("textures") | _folder("photographs")
+    if not isinstance(background, str) or background not in ("grey", *known):
+        raise ValueError(f"Unknown background {background!r}; known: grey, {', '.join(known)}, or a tensor.")
     _check_size(size)
     if background == "grey":
         return torch.full((3, size, size), GREY)

@@ -94,6 +94,7 @@ def test_photographs_named_right(network):
     assert top["chelsea"] in {"Egyptian cat", "tabby", "tiger cat"} and top["coffee"] == "espresso"
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_objects_named_right_as_the_index_says(network, background):
     index = stamps()
@@ -118,6 +119,7 @@ def test_index_is_complete():
     assert set(index["file"]) == files and {f"stamps/{file}" for file in files} <= set(manifest())
 
 
+@pytest.mark.files
 def test_objects_are_small_cut_outs_with_a_margin():
     for file in stamps()["file"]:
         image = Image.open(locate(f"stamps/{file}"))
@@ -130,10 +132,10 @@ def test_objects_are_small_cut_outs_with_a_margin():
 def test_sizes_and_licences():
     size = {name: sum(file.stat().st_size for file in (assets_folder() / name).iterdir()) for name in LIMITS}
     assert all(size[name] <= limit for name, limit in LIMITS.items()), size
-    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text()
+    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text(encoding="utf-8")
     assert "version 2 or" in licence and "tuxpaint-stamps-default" in licence
     assert all(f"| {name} | `{source}` |" in licence for name, source in stamps()[["name", "source"]].values)
-    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text()
+    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("background", [*BACKGROUNDS, "coffee"])
