@@ -72,7 +72,7 @@ def watch(command: Sequence, *, megabytes: int, seconds: float, cwd: Path, env: 
     """Run a program on one core, and stop it where it takes more than it may."""
     log = cwd / "output.txt"
     started, peak, end = time.perf_counter(), 0, ""
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         child = psutil.Popen(command, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
         if hasattr(child, "cpu_affinity"):  # children inherit it; macOS cannot
             child.cpu_affinity(child.cpu_affinity()[:1])
@@ -86,7 +86,9 @@ def watch(command: Sequence, *, megabytes: int, seconds: float, cwd: Path, env: 
         if end:
             stop(child)
         failed = child.wait() != 0
-    return Watched(end or ("failed" if failed else "done"), time.perf_counter() - started, peak, log.read_text())
+    return Watched(
+        end or ("failed" if failed else "done"), time.perf_counter() - started, peak, log.read_text(encoding="utf-8")
+    )
 
 
 def closure(names: Iterable[str]) -> set[str]:
@@ -143,7 +145,7 @@ def colab(root: Path, chapter: Path) -> bool:
     before = installed(python)
     desk = folder / "desk"
     desk.mkdir()
-    (desk / "chapter.ipy").write_text(program(root, chapter, f"git+file://localhost{root}"))
+    (desk / "chapter.ipy").write_text(program(root, chapter, f"git+file://localhost{root}"), encoding="utf-8")
     command = [python, "-m", "IPython", "--no-banner", "--colors=NoColor", "chapter.ipy"]
     ran = subprocess.run(command, cwd=desk, env=surroundings(), capture_output=True, text=True)
     after = installed(python)

@@ -58,7 +58,7 @@ def edit_on_main(header_buttons: list[dict]) -> None:
     """Let *suggest edit* lead to `main`: the pages of an edition are made from a tag, and no tag can be edited."""
     for group in header_buttons:
         for button in group.get("buttons", []):
-            if button["label"] == "source-edit-button":
+            if button.get("label") == "source-edit-button":
                 button["url"] = re.sub(r"/edit/[^/]+/", "/edit/main/", button["url"])
 
 

@@ -28,12 +28,12 @@ def clone(tmp_path, monkeypatch) -> Path:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
+    git(root, "init", "--quiet", "--initial-branch=main")
     name_revision("main", root)  # where this is an edition, go back
     rewrite(root / "CITATION.cff", lambda text: re.sub(r"date-released: .*\n", "", text))
     (root / "CHANGELOG.md").write_text(
-        "# Changelog\n\n## Unreleased\n\n- A chapter.\n\n## 0.0.1 (2030-01-01)\n\n- All.\n"
+        "# Changelog\n\n## Unreleased\n\n- A chapter.\n\n## 0.0.1 (2030-01-01)\n\n- All.\n", encoding="utf-8"
     )
-    git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message=Start")
     return root
@@ -114,7 +114,7 @@ def test_a_bad_version_is_refused(clone, bad):
 
 
 def test_a_dirty_tree_or_another_branch_is_refused(clone):
-    (clone / "new.txt").write_text("not committed\n")
+    (clone / "new.txt").write_text("not committed\n", encoding="utf-8")
     with pytest.raises(ValueError, match="not committed:\n.*new.txt"):
         cut(clone, "1.0.0", TODAY)
     (clone / "new.txt").unlink()
@@ -128,7 +128,7 @@ def test_what_fails_half_way_leaves_all_as_it_was(clone, failing):
     before = state(clone)
     hook = clone / ".git/hooks/commit-msg"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text(f'#!/bin/sh\n! grep -q "{failing}" "$1" || {{ echo "not today" >&2; exit 1; }}\n')
+    hook.write_text(f'#!/bin/sh\n! grep -q "{failing}" "$1" || {{ echo "not today" >&2; exit 1; }}\n', encoding="utf-8")
     hook.chmod(0o755)
     with pytest.raises(RuntimeError, match="not today"):
         cut(clone, "1.0.0", TODAY)

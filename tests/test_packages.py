@@ -99,7 +99,8 @@ def python(library, assets, tmp_path_factory) -> Path:
     subprocess.run([*command, library, assets], check=True)
     site = Path(run("import sysconfig; print(sysconfig.get_path('purelib'))", interpreter, folder).strip())
     here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site / "here.pth").write_text("\n".join(sorted(here)))  # a .pth file that lies there is not read: no working copy
+    # a .pth file that lies there is not read: no working copy
+    (site / "here.pth").write_text("\n".join(sorted(here)), encoding="utf-8")
     return interpreter
 
 
@@ -189,7 +190,7 @@ def test_requirements_are_what_is_imported():
 
 
 def test_the_example_of_the_readme_runs_beside_a_module_of_that_name(python, tmp_path):
-    (tmp_path / "helpers.py").write_text("mine = True\n")
+    (tmp_path / "helpers.py").write_text("mine = True\n", encoding="utf-8")
     code = f"import helpers\n{SMALL_MODEL}{readme_example()}\nassert helpers.mine\nprint(len(frame), helpers.__file__)"
     rows, file = run(code, python, tmp_path).split()
     assert int(rows) > 0 and Path(file).resolve() == (tmp_path / "helpers.py").resolve()
@@ -197,8 +198,8 @@ def test_the_example_of_the_readme_runs_beside_a_module_of_that_name(python, tmp
 
 def test_a_package_of_that_name_stays_the_readers_own(python, tmp_path):
     (tmp_path / "helpers").mkdir()
-    (tmp_path / "helpers/__init__.py").write_text("")
-    (tmp_path / "helpers/tools.py").write_text("mine = True\n")
+    (tmp_path / "helpers/__init__.py").write_text("", encoding="utf-8")
+    (tmp_path / "helpers/tools.py").write_text("mine = True\n", encoding="utf-8")
     code = """
 from saliency_sanity.book import data
 from helpers.tools import mine

@@ -67,8 +67,8 @@ def book(tmp_path) -> Path:
     folder = tmp_path / scorecard.FOLDER
     folder.mkdir(parents=True)
     for chapter, text in {ONE: FIRST, TWO: SECOND}.items():
-        (folder / f"{chapter.stem}.yml").write_text(text)
-    (tmp_path / "_toc.yml").write_text(TOC)
+        (folder / f"{chapter.stem}.yml").write_text(text, encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text(TOC, encoding="utf-8")
     for chapter in (ONE, TWO):
         write(tmp_path / chapter, f"Chapter {chapter.stem}")
     return tmp_path

@@ -29,10 +29,10 @@ def _logits_of_masked(
         for part in chunks(count, image[None]):
             variants = torch.where(shown(part)[:, None], image, start)
             logits.append(chosen_logits(model, variants, target.expand(len(variants))))
-    logits = torch.cat(logits)
-    if not torch.isfinite(logits).all():
+    values = torch.cat(logits)
+    if not torch.isfinite(values).all():
         raise ValueError("the model's logits have NaN or infinite values where part of an image is hidden.")
-    return logits
+    return values
 
 
 def occlusion(

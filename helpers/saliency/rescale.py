@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .backward_graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
+from .backward_graph import MOVES, PRODUCTS, SUMS, gradient_or_zeros, refuse_unknown_steps
 from .passes import check_input, chosen_logits, chunks, explaining, starting_point
 
 
@@ -20,7 +20,7 @@ class _Rescale(TorchFunctionMode):
     # One input, element by element; with a kink, or smooth: there a short secant is mostly rounding.
     KINKED = frozenset("relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ threshold threshold_".split())
     SMOOTH = frozenset("celu elu gelu hardswish mish selu sigmoid sigmoid_ silu softplus tanh tanh_".split())
-    POOLS = {
+    POOLS: dict[str, Callable] = {
         "max_pool2d": F.max_pool2d_with_indices,
         "adaptive_max_pool2d": F.adaptive_max_pool2d_with_indices,
     }
@@ -61,14 +61,14 @@ class _Rescale(TorchFunctionMode):
         run = (values[: self.count] - values[self.count :]).detach().flatten(2)
         images, baselines = result.split(self.count)
         top = torch.maximum(images, baselines)
-        line = 0
+        lines = []
         steps = zip(places.split(self.count), (top - baselines, images - top), (1.0, 0.0))
         for place, rise, slope in steps:
             place = place.flatten(2)
             width = run.gather(2, place)
             multiplier = torch.where(width.abs() < self.CLOSE, slope, rise.flatten(2) / width)
-            line = line + multiplier * values[: self.count].flatten(2).gather(2, place)
-        return _backward_through(line.view_as(images), result)
+            lines.append(multiplier * values[: self.count].flatten(2).gather(2, place))
+        return _backward_through((lines[0] + lines[1]).view_as(images), result)
 
 
 def _backward_through(line: Tensor, result: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
                 logits = chosen_logits(model, both, targets[part].repeat(2))
             refuse_unknown_steps(logits, "DeepLIFT", MOVES | SUMS, PRODUCTS)
             at_images, at_baselines = logits.split(len(leaf))
-            found = pulled_back(at_images, leaf, torch.ones_like(at_images)) * (leaf - start).detach()
+            found = gradient_or_zeros(at_images, leaf) * (leaf - start).detach()
             _check_sums(found, at_images.detach(), at_baselines.detach())
             maps.append(found)
     return torch.cat(maps)

@@ -27,7 +27,7 @@ def test_all_assets_together_are_small():
 
 def test_every_data_file_is_covered_by_the_readme():
     """Each file is named there, or its folder is, or a pattern in backticks fits it."""
-    quoted = (assets.assets_folder() / "README.md").read_text().split("`")[1::2]
+    quoted = (assets.assets_folder() / "README.md").read_text(encoding="utf-8").split("`")[1::2]
     for name in assets.manifest():
         patterns = [q + "*" if q.endswith("/") else q for q in quoted]
         assert any(fnmatch(name, pattern) for pattern in patterns), f"{name} is not in assets/README.md"

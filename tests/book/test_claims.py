@@ -44,7 +44,7 @@ CLAIMS = {
 def files(monkeypatch, tmp_path):
     """A folder with the claims of one chapter, which has one of each kind."""
     text = "".join(CLAIM.format(id=id, test=t, expected=e, design=d) for id, (t, e, d) in CLAIMS.items())
-    (tmp_path / "chapter.yml").write_text(f"claims:{text}")
+    (tmp_path / "chapter.yml").write_text(f"claims:{text}", encoding="utf-8")
     monkeypatch.setattr(claims, "FOLDER", tmp_path)
     monkeypatch.delenv("SANITY_STRICT", raising=False)
     return tmp_path
@@ -196,7 +196,7 @@ def test_a_file_that_is_broken_stops_only_its_own_chapter(files):
 
 
 def test_a_dropped_claim_cannot_be_checked(files):
-    (files / "given_up.yml").write_text("claims: []\ndropped:\n  - id: gone\n")
+    (files / "given_up.yml").write_text("claims: []\ndropped:\n  - id: gone\n", encoding="utf-8")
     with pytest.raises(ValueError, match="unknown claim 'gone'"):
         claims.check("gone", around(0.3), replicated="seeds")
 

@@ -146,7 +146,7 @@ def test_a_gap_breaks_the_curve_and_reads_undefined():
 
 
 def test_large_pictures_are_small_and_look_the_same():
-    photograph = photographs.photographs(160)[0][0]
+    photograph = photographs.whole(160)[0][0]
     html = explorer.explore({"image": ["cat"]}, {"photograph": plots.picture(photograph)[None]}, title="A cat")
     shown = torch.from_numpy(pixels(BeautifulSoup(html, "html.parser").img["src"]) / 255).permute(2, 0, 1)
     assert len(html) < 40_000 and (shown - photograph).abs().mean() < 0.02
