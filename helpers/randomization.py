@@ -4,8 +4,11 @@ A *stage* is a piece of the model that is randomised at once; stages are listed 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -60,21 +63,38 @@ class Uses(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if result is None or any(isinstance(value, Tensor) for value in _leaves(result)):  # no look at a shape
-            for value in _leaves((args, kwargs or {})):
+        if result is None or any(isinstance(value, Tensor) for value in leaves(result)):  # no look at a shape
+            for value in leaves((args, kwargs or {})):
                 if id(value) in self.known:
                     self.note(id(value))
         return result
 
 
-def _leaves(value) -> Iterator:
+def leaves(value) -> Iterator:
+    """What lists, tuples, dictionaries and slices hold, however deep."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
+        yield from leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
     else:
         yield value
+
+
+# What a call may ask of a tensor without looking at its values.
+_LOOKS = frozenset(
+    "shape ndim dtype device layout is_cuda is_cpu is_mps is_meta is_sparse is_quantized is_leaf requires_grad "
+    "itemsize nbytes names size dim numel nelement ndimension stride element_size is_contiguous is_floating_point is_complex "
+    "is_signed storage_offset get_device __len__ is_same_size type".split()
+)
+
+
+def only_looks(func: Callable) -> bool:
+    """Whether a torch function asks for the shape, type or place of a tensor and for nothing that its values decide."""
+    name = getattr(func, "__name__", "")
+    return (getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name) in _LOOKS
 
 
 def _traced_order(model: nn.Module) -> list[int]:
@@ -101,6 +121,59 @@ def _order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
         with torch.no_grad(), Uses(_named(model).values(), lambda used: order.setdefault(used)):
             model(example.clone())
         return list(order)
+
+
+# ---------------------------------------------------------------- state outside parameters and buffers
+
+
+class Place(NamedTuple):
+    """Where a module or something that it holds keeps a tensor: `owner.name`, or `owner[name]` in a container."""
+
+    owner: object
+    name: object
+    path: str
+
+
+def plain_places(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors that the model's modules hold outside parameters and buffers.
+
+    As attributes, in containers, objects and modules that are not registered, and in what functions close over.
+    """
+    registered = {id(tensor) for tensor in all_tensors(model)}
+    modules = dict(model.named_modules())
+    seen = {id(module) for module in modules.values()}
+    inner = ("_parameters", "_buffers", "_modules")
+    waiting: list[tuple[Place, object]] = [
+        (Place(module, key, f"{name}.{key}".lstrip(".")), value)
+        for name, module in modules.items()
+        for key, value in vars(module).items()
+        if key not in inner
+    ]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, Tensor):
+            if id(value) not in registered:
+                yield place, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += [(Place(value, key, place.path + text), held) for key, text, held in _held_by(value)]
+
+
+def _held_by(value) -> Iterator[tuple[object, str, object]]:
+    if isinstance(value, dict):
+        yield from ((key, f"[{key!r}]", held) for key, held in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((key, f"[{key}]", held) for key, held in enumerate(value))
+    elif isinstance(value, partial):
+        yield from (("func", ".func", value.func), ("args", ".args", value.args), ("keywords", "", value.keywords))
+    elif isinstance(value, MethodType):
+        yield "__self__", "", value.__self__
+    elif isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+            with suppress(ValueError):  # a name that was never bound
+                yield name, f" (its {name})", cell.cell_contents
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)):
+        yield from ((key, f".{key}", held) for key, held in vars(value).items())
 
 
 # ---------------------------------------------------------------- stages
@@ -288,7 +361,8 @@ def _reset(holder: nn.Module, name: str) -> None:
             )
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def all_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
     return [*model.parameters(), *model.buffers()]
 
 
@@ -310,7 +384,7 @@ def _randomised(model: nn.Module, stage: Stage, seed: int, recipe: _Recipe) -> d
             for (name, parameter), trained in zip(fresh.named_parameters(), old.parameters(), strict=True):
                 if name.rpartition(".")[0] not in norms:
                     recipe.settle_bias(name, parameter, trained)
-            drawn += zip(_tensors(old), _tensors(fresh), strict=True)
+            drawn += zip(all_tensors(old), all_tensors(fresh), strict=True)
     return {id(old): torch.empty_like(old, requires_grad=False).copy_(new) for old, new in drawn}
 
 

@@ -23,7 +23,7 @@ from .device import generator, progress
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import check, chunks
+from .saliency.passes import check, chunks, one_pass_of
 
 COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 
@@ -198,7 +198,8 @@ def _stage_maps(draws, steps, method, images, classes, noise, bar) -> list[Tenso
 
     Methods of one pass are run from a tape, a few images at a time: what lies below the changed weights runs once.
     """
-    if method not in saliency.ONE_PASS:
+    step_of_method = one_pass_of(method)
+    if step_of_method is None:
         maps = []
         for step, targets, seed in zip(steps, classes, noise):
             maps.append(heat_of(method, step.model, images, targets, seed))
@@ -207,10 +208,9 @@ def _stage_maps(draws, steps, method, images, classes, noise, bar) -> list[Tenso
     falling = draws.cumulative and draws.order == "top_down"
     pieces: list[list[Tensor]] = [[] for _ in steps]
     for part in chunks(len(images), images):
-        tape = Tape(draws.private, images[part], falling=falling)
+        tape = Tape(draws.private, images[part], step_of_method, falling=falling)
         for maps, step, targets in zip(pieces, steps, classes):
-            with tape.playing(step.model, step.changed):
-                maps.append(heat_of(method, step.model, tape.images, targets[part], 0))
+            maps.append(saliency.heatmap(tape.maps(step.model, step.changed, targets[part]), signed=True))
             bar.update(part.stop == len(images))
     return [torch.cat(maps) for maps in pieces]
 

@@ -82,9 +82,6 @@ TITLES: dict[str, str] = {
     "noise": "Noise",
 }
 
-# Methods that differentiate the logits once, at the images themselves.
-ONE_PASS = (gradient, input_x_gradient, guided_backprop, deconvnet)
-
 
 def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The method of that name, or the callable itself; an unknown name raises with the list of the known."""

@@ -1,6 +1,7 @@
 """Backward passes with rules of their own."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .passes import check, chunks, explaining, gradient_of_logits
+from .passes import OnePass
 
 
 class _Rectified(torch.autograd.Function):
@@ -90,16 +91,8 @@ def _refuse_other_activations(logits: Tensor) -> None:
         waiting += [above for above, _ in node.next_functions]
 
 
-def _with_relu_rule(model: nn.Module, images: Tensor, targets: Tensor, *, guided: bool) -> Tensor:
-    check(images, targets)
-    maps = []
-    with explaining(model), _ReluCalls(guided):
-        for part in chunks(len(images), images):
-            maps.append(gradient_of_logits(model, images[part], targets[part], _refuse_other_activations))
-    return torch.cat(maps)
-
-
-def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(rule=partial(_ReluCalls, guided=True), inspect=_refuse_other_activations)
+def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Backward pass that keeps, at every ReLU, only positive signals at active units.
 
     Right for ReLU and ReLU6 as modules or functions, in place and re-used. Signed maps `(N, C, H, W)`.
@@ -110,12 +103,11 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor
     ValueError
         The model has an activation for which the rule is not defined, or a ReLU that cannot be reached.
     """
-    return _with_relu_rule(model, images, targets, guided=True)
 
 
-def deconvnet(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(rule=partial(_ReluCalls, guided=False), inspect=_refuse_other_activations)
+def deconvnet(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Backward pass that keeps, at every ReLU, only positive signals, whether the unit is active or not.
 
     Same scope and errors as `guided_backprop`. Signed maps `(N, C, H, W)`. Zeiler & Fergus (2014).
     """
-    return _with_relu_rule(model, images, targets, guided=False)

@@ -7,25 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from ..device import batches, generator
-from .passes import VALUES_A_PASS, check, chunks, explaining, gradient_of_logits, starting_point
+from .passes import VALUES_A_PASS, OnePass, check, chunks, explaining, gradient_of_logits, starting_point
 
 
-def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass()
+def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Gradient of the target logit at the input; Baehrens et al. (2010), Simonyan et al. (2013).
 
     Signed maps `(N, C, H, W)`, in logits per unit of input.
     """
-    check(images, targets)
-    with explaining(model):
-        return torch.cat(
-            [gradient_of_logits(model, images[part], targets[part]) for part in chunks(len(images), images)]
-        )
 
 
-def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(finish=torch.mul)
+def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Input times gradient, pixel by pixel; Shrikumar et al. (2016). Signed `(N, C, H, W)`, in logits."""
-    slopes = gradient(model, images, targets)
-    return images.detach() * slopes
 
 
 def _average(gradients: Tensor, image: int) -> Tensor:
