@@ -86,8 +86,8 @@ def leaves(value) -> Iterator:
 # What a call may ask of a tensor without looking at its values.
 _LOOKS = frozenset(
     "shape ndim dtype device layout is_cuda is_cpu is_mps is_meta is_sparse is_quantized is_leaf requires_grad "
-    "itemsize nbytes names size dim numel nelement ndimension stride element_size is_contiguous is_floating_point is_complex "
-    "is_signed storage_offset get_device __len__ is_same_size type".split()
+    "itemsize nbytes names size dim numel nelement ndimension stride element_size is_contiguous is_floating_point "
+    "is_complex is_signed storage_offset get_device __len__ is_same_size type".split()
 )
 
 
@@ -126,11 +126,16 @@ def _order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
 # ---------------------------------------------------------------- state outside parameters and buffers
 
 
-class Place(NamedTuple):
-    """Where a module or something that it holds keeps a tensor: `owner.name`, or `owner[name]` in a container."""
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
+
+class Place(NamedTuple):
+    """Where a tensor is held: by `owner` under `key`, which the attribute of a module leads to."""
+
+    module: str
+    attribute: str
     owner: object
-    name: object
+    key: object
     path: str
 
 
@@ -142,12 +147,11 @@ def plain_places(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
     registered = {id(tensor) for tensor in all_tensors(model)}
     modules = dict(model.named_modules())
     seen = {id(module) for module in modules.values()}
-    inner = ("_parameters", "_buffers", "_modules")
     waiting: list[tuple[Place, object]] = [
-        (Place(module, key, f"{name}.{key}".lstrip(".")), value)
+        (Place(name, key, module, key, f"{name}.{key}".lstrip(".")), value)
         for name, module in modules.items()
         for key, value in vars(module).items()
-        if key not in inner
+        if key not in _REGISTERED
     ]
     while waiting:
         place, value = waiting.pop()
@@ -156,7 +160,8 @@ def plain_places(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
                 yield place, value
         elif id(value) not in seen:
             seen.add(id(value))
-            waiting += [(Place(value, key, place.path + text), held) for key, text, held in _held_by(value)]
+            for key, text, held in _held_by(value):
+                waiting.append((place._replace(owner=value, key=key, path=place.path + text), held))
 
 
 def _held_by(value) -> Iterator[tuple[object, str, object]]:
@@ -165,7 +170,11 @@ def _held_by(value) -> Iterator[tuple[object, str, object]]:
     elif isinstance(value, (list, tuple)):
         yield from ((key, f"[{key}]", held) for key, held in enumerate(value))
     elif isinstance(value, partial):
-        yield from (("func", ".func", value.func), ("args", ".args", value.args), ("keywords", "", value.keywords))
+        yield from (("func", "", value.func), ("args", ".args", value.args), ("keywords", "", value.keywords))
+    elif isinstance(value, nn.Module):
+        own = vars(value)
+        inner = own["_parameters"] | own["_buffers"] | own["_modules"]
+        yield from ((key, f".{key}", held) for key, held in (own | inner).items() if key not in _REGISTERED)
     elif isinstance(value, MethodType):
         yield "__self__", "", value.__self__
     elif isinstance(value, FunctionType):
@@ -174,6 +183,114 @@ def _held_by(value) -> Iterator[tuple[object, str, object]]:
                 yield name, f" (its {name})", cell.cell_contents
     elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)):
         yield from ((key, f".{key}", held) for key, held in vars(value).items())
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps the identities of all tensors whose values take part in a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not only_looks(func) or any(isinstance(value, Tensor) for value in leaves(result)):
+            self.used |= {id(value) for value in leaves((args, kwargs or {})) if isinstance(value, Tensor)}
+        return result
+
+
+_GONE = object()
+Fresh = dict[tuple[str, str], object]  # values of the modules' attributes as before any pass filled them
+
+
+def _refresh(model: nn.Module, fresh: Fresh) -> None:
+    for (name, attribute), value in fresh.items():
+        held = vars(model.get_submodule(name))
+        if value is _GONE:
+            held.pop(attribute, None)
+        else:
+            held[attribute] = deepcopy(value)
+
+
+def _without(model: nn.Module, places: Iterable[Place]) -> tuple[nn.Module, Fresh]:
+    """A copy that holds nothing at these places, and what its attributes then are."""
+    memo: dict = {}
+    copied = deepcopy(model, memo)
+    fresh: Fresh = {}
+    for place in places:
+        owner = memo.get(id(place.owner))
+        held = vars(owner) if hasattr(owner, "__dict__") and not isinstance(owner, dict) else owner
+        if isinstance(held, dict) and place.key in held:
+            del held[place.key]
+            if owner is copied.get_submodule(place.module):
+                held[place.key] = None
+        elif isinstance(held, list):
+            held[place.key] = None
+        else:
+            continue  # in something that is shared with the caller, or cannot be changed
+        fresh[place.module, place.attribute] = deepcopy(vars(copied.get_submodule(place.module)).get(place.attribute))
+    return copied, fresh
+
+
+def _caches(model: nn.Module, places: list[Place], example: Tensor) -> Fresh:
+    """What modules filled by themselves in an earlier pass: emptied, a pass works and fills it again."""
+    if not places:
+        return {}
+    copied, fresh = _without(model, places)
+    for value in (None, _GONE):  # `if self.kept is None` and `if not hasattr(self, "kept")`
+        tried = {at: _GONE if was is None and value is _GONE else was for at, was in fresh.items()}
+        trial = deepcopy(copied)
+        _refresh(trial, tried)
+        try:
+            with evaluating(trial), torch.no_grad():
+                trial(example.clone())
+        except Exception:
+            continue
+        filled = {(place.module, place.attribute) for place, _ in plain_places(trial)}
+        if tried.keys() <= filled:
+            return tried
+    if len(places) == 1:
+        return {}
+    return {at: value for place in places for at, value in _caches(model, [place], example).items()}
+
+
+@torch.inference_mode(False)
+def _private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, Fresh, list[int]]:
+    """A copy that uses nothing of the caller's, what it must forget, and the order in which its tensors run.
+
+    One pass of `example` shows that; what an earlier pass has left in a cache, and with it the trained weights,
+    is emptied.
+
+    Raises
+    ------
+    ValueError
+        The copy cannot be made, uses a tensor of the original, or a parameter that is not registered.
+    """
+    try:
+        private = deepcopy(model)
+    except Exception as error:
+        raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
+    if example is None:
+        return private, {}, _order_of_use(private, None)
+    with _Watch() as watch:
+        order = _order_of_use(private, example)
+    tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    if used := [name for key, name in tensors.items() if key in watch.used]:
+        raise ValueError(
+            f"a copy of this model still uses {', '.join(map(repr, used))} of the model itself: something that cannot "
+            "be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
+        )
+    held = [(place, tensor) for place, tensor in plain_places(private) if id(tensor) in watch.used]
+    if hidden := [place.path for place, tensor in held if isinstance(tensor, nn.Parameter) or tensor.requires_grad]:
+        raise ValueError(
+            f"this model uses parameters that it does not register, which would stay as trained: {', '.join(hidden)}. "
+            "Keep them as attributes of a module, in an nn.ModuleList or in an nn.ParameterList."
+        )
+    fresh = _caches(private, [place for place, _ in held], example)
+    if fresh:
+        _refresh(private, fresh)
+        order = _order_of_use(private, example)
+    return private, fresh, order
 
 
 # ---------------------------------------------------------------- stages
@@ -235,7 +352,12 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
         Unknown or overlapping names, a weight shared by two stages, nothing to randomise, or a model that
         cannot be traced.
     """
-    place = {key: index for index, key in enumerate(_order_of_use(model, example))}
+    private, _, order = _private_copy(model, example)
+    return _planned(private, order, stages)
+
+
+def _planned(model: nn.Module, order: list[int], stages: str | Sequence[str] | None) -> Plan:
+    place = {key: index for index, key in enumerate(order)}
     if stages is None or stages == "layers":
         names = _opened(model) if stages is None else list(_layers(model))
         used = {name: [place[id(t)] for t in _held(model, name).values() if id(t) in place] for name in names}
@@ -389,10 +511,10 @@ def _randomised(model: nn.Module, stage: Stage, seed: int, recipe: _Recipe) -> d
 
 
 @torch.inference_mode(False)
-def _assemble(model: nn.Module, new: dict[int, Tensor], *, own: bool = False) -> nn.Module:
+def _assemble(model: nn.Module, new: dict[int, Tensor], fresh: Fresh, *, own: bool = False) -> nn.Module:
     """A copy of `model` with the tensors `new` in place, or copies of them where they shall be its `own`.
 
-    All other parameters share their storage; buffers never do.
+    All other parameters share their storage; buffers never do. What is in `fresh` starts as it says there.
     """
     memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
@@ -401,7 +523,9 @@ def _assemble(model: nn.Module, new: dict[int, Tensor], *, own: bool = False) ->
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = new.get(id(buffer), buffer).clone()
-    return deepcopy(model, memo)
+    copied = deepcopy(model, memo)
+    _refresh(copied, fresh)
+    return copied
 
 
 @torch.inference_mode(False)
@@ -462,12 +586,8 @@ class Redraws:
         if batch_norm == "recalibrate" and images is None:
             raise ValueError("batch_norm='recalibrate' needs images= to measure the statistics on.")
         seeds = generator(seed)
-        try:
-            with torch.inference_mode(False):
-                self.private = deepcopy(model)
-        except Exception as error:
-            raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
-        found = plan(self.private, stages=stages, example=example).stages
+        self.private, self.fresh, order_of_use = _private_copy(model, example)
+        found = _planned(self.private, order_of_use, stages).stages
         draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
         self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
 
@@ -483,7 +603,7 @@ class Redraws:
             new = new | _randomised(self.private, stage, draw, self.recipe)
             members += stage.members
             if self.recipe.batch_norm == "recalibrate":
-                measured = _assemble(self.private, new)
+                measured = _assemble(self.private, new, self.fresh)
                 _recalibrate(measured, members, self.recipe.images)
                 pairs = zip(self.private.buffers(), measured.buffers(), strict=True)
                 new |= {id(old): buffer for old, buffer in pairs if id(old) in new}
@@ -492,12 +612,12 @@ class Redraws:
     def shared_copies(self) -> Iterator[Step]:
         """Randomised copies that share all weights that are equal, with one another and with `private`."""
         for name, new in self._new_tensors():
-            yield Step(name, _assemble(self.private, new), frozenset(new))
+            yield Step(name, _assemble(self.private, new, self.fresh), frozenset(new))
 
     def copies(self) -> Iterator[tuple[str, nn.Module]]:
         """(stage name, randomised copy), step by step; what was randomised is each copy's own."""
         for name, new in self._new_tensors():
-            yield name, _assemble(self.private, new, own=True)
+            yield name, _assemble(self.private, new, self.fresh, own=True)
 
 
 def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
