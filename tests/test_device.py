@@ -85,3 +85,9 @@ def test_progress_writes_only_where_shown(show, capsys):
         bar.update(3)
     out, err = capsys.readouterr()
     assert out == "" and ("step 1" in err) == show
+
+
+def test_a_seed_is_made_of_names_and_numbers():
+    made = [device.seed_of(*parts) for parts in ((0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a"), ("0", "a"))]
+    assert len(set(made)) == len(made) and all(0 <= seed < 2**62 for seed in made)
+    assert device.seed_of(np.int64(0), "a", torch.tensor(1)) == made[0] == 0

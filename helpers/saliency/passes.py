@@ -1,6 +1,6 @@
 """What all methods share: checks, a model held still while it is explained, and the gradient of a logit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, wraps
 
@@ -35,6 +35,14 @@ def check(images: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+
+
+def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
+    """The images' places in the whole set, from which they draw: `indices`, or 0, 1, ... where there are none."""
+    found = list(range(len(images)) if indices is None else map(int, indices))
+    if len(found) != len(images):
+        raise ValueError(f"indices must be the places of the {len(images)} images, got {len(found)} of them.")
+    return found
 
 
 def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
