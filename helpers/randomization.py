@@ -8,6 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from types import FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
@@ -418,7 +419,7 @@ class _Recipe:
     bias: str
     affine: str
     batch_norm: str
-    images: Tensor | None
+    calibration: Tensor | None
 
     def draw(self, trained: Tensor) -> Tensor:
         """New values for a tensor, by `init`, from torch's global CPU generator."""
@@ -571,11 +572,15 @@ class Redraws:
         bias: str = "init",
         affine: str = "reset",
         batch_norm: str = "reset",
-        images: Tensor | None = None,
+        calibration: Tensor | None = None,
         example: Tensor | None = None,
         order: str = "top_down",
+        **unknown,
     ):
-        self.recipe = _Recipe(init, std, bias, affine, batch_norm, images)
+        if unknown:
+            known = [name for name in signature(Redraws).parameters if name not in ("model", "scheme", "unknown")]
+            raise ValueError(f"unknown option {next(iter(unknown))!r}; known: {', '.join(known)}.")
+        self.recipe = _Recipe(init, std, bias, affine, batch_norm, calibration)
         self.cumulative, self.order = scheme == "cascading", order
         for option, known in CHOICES.items():
             value = order if option == "order" else getattr(self.recipe, option)
@@ -583,8 +588,8 @@ class Redraws:
                 raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}.")
         if std != "trained" and not (isinstance(std, (int, float)) and std > 0):
             raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
-        if batch_norm == "recalibrate" and images is None:
-            raise ValueError("batch_norm='recalibrate' needs images= to measure the statistics on.")
+        if batch_norm == "recalibrate" and calibration is None:
+            raise ValueError("batch_norm='recalibrate' needs calibration=, the images to measure the statistics on.")
         seeds = generator(seed)
         self.private, self.fresh, order_of_use = _private_copy(model, example)
         found = _planned(self.private, order_of_use, stages).stages
@@ -604,7 +609,7 @@ class Redraws:
             members += stage.members
             if self.recipe.batch_norm == "recalibrate":
                 measured = _assemble(self.private, new, self.fresh)
-                _recalibrate(measured, members, self.recipe.images)
+                _recalibrate(measured, members, self.recipe.calibration)
                 pairs = zip(self.private.buffers(), measured.buffers(), strict=True)
                 new |= {id(old): buffer for old, buffer in pairs if id(old) in new}
             yield stage.name, new
@@ -635,7 +640,7 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
     affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values
-        (the released code of 2018), or are `"recalibrate"`d on `images`.
+        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`.
     order : `"top_down"` from the output to the input, or `"bottom_up"`.
 
     Returns

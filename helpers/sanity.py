@@ -38,13 +38,29 @@ def named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     if isinstance(chosen, Mapping):
         named = {label: get(function) for label, function in chosen.items()}
     else:
-        labels = [item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in chosen]
+        labels = [_label(item) for item in chosen]
         if len(set(labels)) < len(labels):
             raise ValueError(f"two {kind} have the same name in {labels}; pass a dict to name them.")
         named = {label: get(item) for label, item in zip(labels, chosen)}
     if not named:
         raise ValueError(f"no {kind} given.")
     return named
+
+
+def _label(item) -> str:
+    """A key, a function's name, or that of a partial with its options: the same in every run."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, partial):
+        options = [*map(_shown, item.args), *(f"{key}={_shown(value)}" for key, value in item.keywords.items())]
+        return f"{_label(item.func)}({', '.join(options)})" if options else _label(item.func)
+    return getattr(item, "__name__", type(item).__name__)
+
+
+def _shown(value) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    return _label(value) if callable(value) else repr(value)
 
 
 def takes(method: Function, option: str) -> bool:
@@ -145,7 +161,8 @@ def parameter_randomization(
         trained model's prediction.
     methods, metrics : keys of `saliency.METHODS` and `similarity.METRICS`, callables of the same signature, or
         a mapping from a label to either. Methods that take a `seed` draw fresh noise at every stage.
-    scheme, stages, options : `"cascading"` or `"independent"`, with the options of `randomization.cascading`.
+    scheme, stages, options : `"cascading"` or `"independent"`, with the options of `randomization.cascading`
+        (`init`, `batch_norm` and `calibration` among them).
     seeds : one replicate each, of the new weights and of the methods' noise.
     explain : `"targets"`, fixed over all stages, or `"argmax"`, the class that each copy itself predicts.
     twins : models of the same architecture trained from other seeds.

@@ -546,7 +546,7 @@ def test_recalibrated_statistics_are_those_of_the_layers_input(count):
     before = snapshot(model)
     tolerance = {"rtol": 0.01 if count <= 64 else 0.05, "atol": 0.01 if count <= 64 else 0.05}
     for (name, copy), randomised in zip(
-        cascading(model, seed=0, batch_norm="recalibrate", images=x),
+        cascading(model, seed=0, batch_norm="recalibrate", calibration=x),
         ((), ("block.1",), ("block.1", "norm")),
         strict=True,
     ):
@@ -565,7 +565,7 @@ def test_recalibrated_statistics_are_those_of_the_layers_input(count):
 
 def test_independent_copies_are_recalibrated_where_they_were_randomised():
     model, x = Deep(), images(30)
-    copies = dict(independent(model, seed=0, batch_norm="recalibrate", images=x))
+    copies = dict(independent(model, seed=0, batch_norm="recalibrate", calibration=x))
     stem = copies["stem"]
     mean, variance = statistics(stem, stem.norm, x)
     torch.testing.assert_close(stem.norm.running_mean, mean)
@@ -843,7 +843,7 @@ class Uncopyable(nn.Module):
         ({"std": float("nan")}, "std must be a positive number"),
         ({"std": "fitted"}, "std must be a positive number or 'trained', got 'fitted'"),
         ({"std": None}, "std must be a positive number"),
-        ({"batch_norm": "recalibrate"}, "needs images= to measure the statistics on"),
+        ({"batch_norm": "recalibrate"}, "needs calibration=, the images to measure"),
         ({"stages": ["9", "conv"]}, "unknown stage 'conv'; known: 0, 1, 5, 7, 9"),
         ({"stages": "blocks"}, "stages must be None, 'layers' or a list of module names, got 'blocks'"),
         ({"stages": [9]}, "stages must be None, 'layers' or a list of module names"),
@@ -893,8 +893,8 @@ def test_a_model_that_cannot_be_copied_raises(scheme):
 def test_copies_made_in_inference_mode_can_be_explained_and_trained(scheme):
     model, x = small(), images()
     with torch.inference_mode():
-        copies = [copy for _, copy in scheme(model, seed=0, batch_norm="recalibrate", images=x)]
-    for copy, (_, expected) in zip(copies, scheme(model, seed=0, batch_norm="recalibrate", images=x)):
+        copies = [copy for _, copy in scheme(model, seed=0, batch_norm="recalibrate", calibration=x)]
+    for copy, (_, expected) in zip(copies, scheme(model, seed=0, batch_norm="recalibrate", calibration=x)):
         assert not any(tensor.is_inference() for tensor in tensors(copy).values())
         assert_untouched(expected, snapshot(copy))
         copy.train()(x).sum().backward()

@@ -535,6 +535,14 @@ def test_one_name_needs_no_list(x, y):
     assert set(check(small(), x, y, methods=last_pixel, metrics=cosine, seeds=[0]).method) == {"last_pixel"}
 
 
+def test_a_partial_is_called_by_its_function_and_its_options(x, y):
+    methods = [partial(METHODS["smoothgrad"], samples=count) for count in (2, 3)] + [partial(last_pixel)]
+    metrics = [partial(similarity.ssim, win_size=3)]
+    frame = check(small(), x, y, methods=methods, metrics=metrics, seeds=[0])
+    assert list(frame.method.unique()) == ["smoothgrad(samples=2)", "smoothgrad(samples=3)", "last_pixel"]
+    assert set(frame.metric) == {"ssim(win_size=3)"}
+
+
 # ---------------------------------------------------------------- noise, floors, ceilings
 
 
@@ -805,7 +813,8 @@ def test_an_unknown_line_raises_and_lists_the_known(option, line):
         ({"seeds": []}, "at least one seed is needed"),
         ({"stages": ["nonsense"]}, "unknown stage 'nonsense'"),
         ({"init": "he"}, "unknown init 'he'"),
-        ({"batch_norm": "recalibrate"}, "needs images="),
+        ({"batch_norm": "recalibrate"}, "needs calibration="),
+        ({"colour": "red"}, "unknown option 'colour'; known: seed, stages, init.*calibration"),
         ({"images": torch.rand(3, 12, 12)}, r"float tensor \(N, C, H, W\)"),
         ({"images": torch.full((4, 3, 12, 12), torch.nan)}, "NaN"),
         ({"images": torch.zeros(0, 3, 12, 12), "targets": torch.zeros(0).long()}, "must not be empty"),
@@ -832,9 +841,14 @@ def test_a_seed_that_is_no_int_raises(seeds, x, y):
         check(small(), x, y, methods=["gradient"], metrics=["ssim"], seeds=seeds)
 
 
-def test_an_option_that_does_not_exist_raises(x, y):
-    with pytest.raises(TypeError, match="colour"):
-        check(small(), x, y, methods=["gradient"], metrics=["ssim"], seeds=[0], colour="red")
+def test_batch_norm_is_recalibrated_where_the_frame_is_made(x, y):
+    """On images that the caller names, as in `randomization.cascading`."""
+    options = {"batch_norm": "recalibrate", "calibration": images(8, seed=3, dtype=torch.float64)}
+    model, asked = made("sequential, batch-norm, dropout, in train mode")[0], {"metrics": ["pearson"], "seeds": [0]}
+    frame = check(model, x, y, methods=FEW, **asked, **options)
+    assert_same_frame(curves(frame), by_hand(model, x, y, FEW, **asked, **options))
+    other = check(model, x, y, methods=FEW, **asked, **options | {"calibration": x})
+    assert not np.allclose(curves(frame).similarity, curves(other).similarity)
 
 
 def test_a_metric_that_refuses_the_maps_is_heard(x, y):

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import NamedTuple
 
 import pandas as pd
@@ -158,11 +159,31 @@ def records() -> pd.DataFrame:
     return pd.read_csv(locate("checkpoints/records.csv"), dtype={"labels": str})
 
 
-def _shipped(name: str, seed: int, labels: str) -> nn.Module:
+def _shipped(name: str, *, seed: int = 0, labels: str = "true") -> nn.Module:
     spec = SHIPPED[name]
     if labels not in LABELS:
         raise ValueError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}.")
     return _replicate(spec.build(), checkpoint_name(name, labels), name, seed, spec.seeds)
+
+
+def _pooled(name: str, *, seed: int = 0) -> nn.Module:
+    return _replicate(pooled_cnn(), checkpoint_name(name, "true"), name, seed, (SCENES | FROZEN)[name])
+
+
+def _strided(name: str, *, seed: int = 0) -> nn.Module:
+    return _replicate(strided_cnn(), f"checkpoints/{name}.safetensors", name, seed, MISLABELLED[name])
+
+
+def _squeezenet(name: str) -> nn.Module:
+    return _stored(squeezenet(), f"{name}.safetensors")
+
+
+def _torchvision(name: str, *, weights: str | None = "DEFAULT", seed: int | None = None) -> nn.Module:
+    if weights is not None and seed is not None:
+        raise ValueError(f"{name} draws from a seed only where its weights are random: pass weights=None with it.")
+    extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
+    with local_seed(seed or 0):
+        return torchvision.models.get_model(name, weights=weights, **extra)
 
 
 def _replicate(model: nn.Module, asset: str, name: str, seed: int, seeds: int) -> nn.Module:
@@ -188,7 +209,16 @@ def squeezenet() -> nn.Module:
     return model
 
 
-def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None = "DEFAULT") -> nn.Module:
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **dict.fromkeys(SHIPPED, _shipped),
+    **dict.fromkeys((*SCENES, *FROZEN), _pooled),
+    **dict.fromkeys(MISLABELLED, _strided),
+    "squeezenet_imagenet": _squeezenet,
+    **dict.fromkeys(TORCHVISION, _torchvision),
+}
+
+
+def load(name: str, **options) -> nn.Module:
     """A trained network in eval mode, on the CPU, in float32.
 
     Parameters
@@ -198,30 +228,21 @@ def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None 
         `mislabelled_flipped`, `mislabelled_other_order`, `mislabelled_other_seed` and each of these four with
         `_early` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50`
         (torchvision downloads their weights).
-    seed, labels : which of our own checkpoints; those on clothes and digits were trained on `"true"` or
-        `"random"` labels, all others ignore `labels`.
-    weights : for torchvision's networks the name of the weights, or None for random ones.
+    options : `seed` says which of our own checkpoints, 0 where it is left out; `labels` whether those on clothes and
+        digits were trained on `"true"` or `"random"` labels; `weights` is the name of torchvision's, or None for
+        random ones, drawn from `seed`.
 
     Raises
     ------
     ValueError
-        Unknown name, labels or seed; the message lists the known ones.
+        Unknown name, labels or seed, or an option that this network does not have; the message lists the known ones.
     saliency_sanity.book.assets.AssetError
         The file is missing or damaged.
     """
-    if name in SHIPPED:
-        model = _shipped(name, seed, labels)
-    elif name in SCENES | FROZEN:
-        model = _replicate(pooled_cnn(), checkpoint_name(name, "true"), name, seed, (SCENES | FROZEN)[name])
-    elif name in MISLABELLED:
-        model = _replicate(strided_cnn(), f"checkpoints/{name}.safetensors", name, seed, MISLABELLED[name])
-    elif name == "squeezenet_imagenet":
-        model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
-    elif name in TORCHVISION:
-        extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
-        with local_seed(seed):
-            model = torchvision.models.get_model(name, weights=weights, **extra)
-    else:
-        known = [*SHIPPED, *SCENES, *FROZEN, *MISLABELLED, "squeezenet_imagenet", *TORCHVISION]
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
-    return model.eval()
+    if name not in NETWORKS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(NETWORKS)}.")
+    known = [option for option in signature(NETWORKS[name]).parameters if option != "name"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has: {', '.join(known) or 'none'}.")
+    return NETWORKS[name](name, **options).eval()
