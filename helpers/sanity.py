@@ -24,7 +24,7 @@ from .device import generator, progress, seed_of
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import check, chunks, one_pass_of
+from .saliency.passes import check_input, chunks, one_pass_of
 
 COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 
@@ -189,7 +189,7 @@ def parameter_randomization(
     seeds = list(seeds)
     if not seeds:
         raise ValueError("at least one seed is needed.")
-    check(images, targets)
+    check_input(images, targets)
     for number, twin in enumerate(twins):
         for label, method in methods.items():
             own = heat_of(method, model, images, targets, seed_of(number, label))
@@ -292,7 +292,7 @@ def data_randomization(
         )
     methods = named(methods, saliency.get, "methods")
     rows = Rows(named(metrics, similarity.get, "metrics"))
-    check(images, targets)
+    check_input(images, targets)
     with progress(count * len(methods), show=show_progress) as bar:
         for k, model in enumerate(true_models):
             others = {

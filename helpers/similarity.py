@@ -7,7 +7,8 @@ type; the result is float32, or float64 for float64 maps.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -150,8 +151,8 @@ def _box(images: Tensor, size: int) -> Tensor:
     """Mean over every full `size` x `size` window of `(N, H, W)`, separably."""
     rows = images.shape[1] - size + 1
     columns = images.shape[2] - size + 1
-    images = sum(images[:, shift : shift + rows] for shift in range(size))
-    return sum(images[:, :, shift : shift + columns] for shift in range(size)) / size**2
+    images = reduce(add, (images[:, shift : shift + rows] for shift in range(size)))
+    return reduce(add, (images[:, :, shift : shift + columns] for shift in range(size))) / size**2
 
 
 def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int) -> _Sides:
@@ -166,8 +167,8 @@ def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int
         mean = _box(maps, size)
         return maps, mean, unbiased * (_box(maps * maps, size) - mean * mean)
 
-    def compare(x: tuple[Tensor, Tensor, Tensor], y: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        (x, mean_x, var_x), (y, mean_y, var_y) = x, y
+    def compare(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        (x, mean_x, var_x), (y, mean_y, var_y) = one, other
         means = mean_x * mean_y
         covariance = unbiased * (_box(x * y, size) - means)
         above = (2 * means + c1) * (2 * covariance + c2)
@@ -239,13 +240,13 @@ def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
 
 
 def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
-    """Share of the `k` largest |pixels| of one map that are among those of the other, in [0, 1].
+    """Fraction of the `k` largest |pixels| of one map that are among those of the other, in [0, 1].
 
-    `k` is a share of the pixels, at least one pixel; among ties the earlier pixel counts as larger.
+    `k` is a fraction of the pixels, at least one pixel; among ties the earlier pixel counts as larger.
     Ghorbani et al. (2017).
     """
     if not 0 < k <= 1:
-        raise ValueError(f"k is a share of the pixels in (0, 1], got {k}.")
+        raise ValueError(f"k is a fraction of the pixels in (0, 1], got {k}.")
 
     def top(maps: Tensor) -> Tensor:
         flat = maps.abs().flatten(1)

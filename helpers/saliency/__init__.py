@@ -2,7 +2,7 @@
 
 Images are float `(N, C, H, W)`, targets int64 `(N,)`, the class whose *logit* is explained. Maps have the
 images' shape; those of the CAM family and the controls are `(N, 1, H, W)`. The model is explained in eval mode
-and handed back as it came: mode, weights, gradients and hooks.
+and left as it was: mode, weights, gradients and hooks.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from torch import Tensor
 from . import controls
 from .backprop_rules import deconvnet, guided_backprop
 from .cam import gradcam, guided_gradcam
-from .deeplift import deeplift
 from .gradients import (
     expected_gradients,
     gradient,
@@ -26,6 +25,35 @@ from .gradients import (
 )
 from .lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
 from .perturbation import kernel_shap, lime, occlusion
+from .rescale import deeplift
+
+__all__ = [
+    "METHODS",
+    "TITLES",
+    "controls",
+    "deconvnet",
+    "deeplift",
+    "expected_gradients",
+    "get",
+    "gradcam",
+    "gradient",
+    "guided_backprop",
+    "guided_gradcam",
+    "heatmap",
+    "input_x_gradient",
+    "integrated_gradients",
+    "kernel_shap",
+    "lime",
+    "lrp_alpha_beta",
+    "lrp_composite",
+    "lrp_epsilon",
+    "occlusion",
+    "smoothgrad",
+    "smoothgrad_integrated_gradients",
+    "smoothgrad_squared",
+    "title",
+    "vargrad",
+]
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     method.__name__: method

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import batches, generator, seed_of
-from .passes import VALUES_A_PASS, OnePass, check, chunks, explaining, gradient_of_logits, places, starting_point
+from .passes import VALUES_A_PASS, OnePass, check_input, chunks, explaining, gradient_of_logits, places, starting_point
 
 
 @OnePass()
@@ -61,7 +61,7 @@ def integrated_gradients(
     Gauss-Legendre quadrature with `steps` nodes. Signed maps `(N, C, H, W)`, in logits; they add up to
     f(x) - f(baseline) as `steps` grows. Sundararajan et al. (2017).
     """
-    check(images, targets)
+    check_input(images, targets)
     if steps < 1:
         raise ValueError(f"at least one step is needed, got {steps}.")
     start, images = starting_point(baseline, images), images.detach()
@@ -95,7 +95,7 @@ def expected_gradients(
     `smoothgrad`. Signed maps `(N, C, H, W)`, in logits.
     Erion et al. (2021).
     """
-    check(images, targets)
+    check_input(images, targets)
     if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
         raise ValueError(
             f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
@@ -148,7 +148,7 @@ def smoothgrad(
     `sigma` is the noise's standard deviation as a share of max - min of each image. Image i's noise follows from
     `seed` and `indices[i]`, its place in the whole set (None: 0, 1, ...), whatever the batch. Signed `(N, C, H, W)`.
     """
-    check(images, targets)
+    check_input(images, targets)
     return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed, indices))
 
 
@@ -163,7 +163,7 @@ def smoothgrad_squared(
     indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
-    check(images, targets)
+    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda gradients, _: gradients.square().mean(0))
 
@@ -182,7 +182,7 @@ def vargrad(
 
     Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
     """
-    check(images, targets)
+    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda g, _: g.var(0, correction=0))
 
@@ -203,7 +203,7 @@ def smoothgrad_integrated_gradients(
 
     Takes `samples` x `steps` passes an image. Signed maps `(N, C, H, W)`, in logits.
     """
-    check(images, targets)
+    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed, indices)

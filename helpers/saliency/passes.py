@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..device import batches
 from ..inference import evaluating
+from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
 
@@ -18,7 +19,7 @@ def chunks(count: int, images: Tensor) -> Iterator[slice]:
     return batches(count, max(1, VALUES_A_PASS // images[0].numel()))
 
 
-def check(images: Tensor, targets: Tensor) -> None:
+def check_input(images: Tensor, targets: Tensor) -> None:
     """Raise unless `images` is a finite float `(N, C, H, W)` and `targets` an int64 `(N,)`, not empty."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -102,14 +103,8 @@ def gradient_of_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
     To be called inside `explaining(model)`. An input that the logit does not depend on has gradient zero.
     """
     leaf = images.detach().clone().requires_grad_()
-    return _slopes(chosen_logits(model, leaf.clone(), targets), leaf)  # the copy lets a model write into its input
-
-
-def _slopes(logits: Tensor, leaf: Tensor, *, keep_graph: bool = False) -> Tensor:
-    if not logits.requires_grad:
-        return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True, retain_graph=keep_graph)
-    return torch.zeros_like(leaf) if gradient is None else gradient
+    # the copy lets a model write into its input
+    return gradient_or_zeros(chosen_logits(model, leaf.clone(), targets), leaf)
 
 
 class OnePass:
@@ -140,7 +135,7 @@ class OnePass:
 
         @wraps(function)
         def method(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-            check(images, targets)
+            check_input(images, targets)
             with explaining(model):
                 return torch.cat(
                     [self.maps(model, images[part], targets[part]) for part in chunks(len(images), images)]
@@ -167,7 +162,7 @@ class OnePass:
         with self.rule():
             logits = chosen_logits(run, leaf if shared else leaf.clone(), targets)
             self.inspect(logits)
-            gradient = _slopes(logits, leaf, keep_graph=shared)
+            gradient = gradient_or_zeros(logits, leaf, retain_graph=shared)
         return self.finish(images.detach(), gradient)
 
 

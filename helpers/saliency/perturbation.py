@@ -6,11 +6,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from ..device import generator, seed_of
-from .passes import check, chosen_logits, chunks, explaining, places, starting_point
+from .passes import check_input, chosen_logits, chunks, explaining, places, starting_point
 
 
 def _logits_of_masked(
@@ -30,10 +29,10 @@ def _logits_of_masked(
         for part in chunks(count, image[None]):
             variants = torch.where(shown(part)[:, None], image, start)
             logits.append(chosen_logits(model, variants, target.expand(len(variants))))
-    logits = torch.cat(logits)
-    if not torch.isfinite(logits).all():
+    values = torch.cat(logits)
+    if not torch.isfinite(values).all():
         raise ValueError("the model's logits have NaN or infinite values where part of an image is hidden.")
-    return logits
+    return values
 
 
 def occlusion(
@@ -56,7 +55,7 @@ def occlusion(
     ValueError
         The window does not fit in the image, or the stride leaves pixels out.
     """
-    check(images, targets)
+    check_input(images, targets)
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 7) if window is None else window
     if not isinstance(window, int) or not 1 <= window <= min(height, width):
@@ -106,6 +105,8 @@ def superpixels(images: Tensor, count: int = 49) -> Tensor:
 
 
 def _slic(image: Tensor, count: int) -> Tensor:
+    from skimage.segmentation import slic  # here, because it takes a while and only photographs need it
+
     low, high = image.amin(), image.amax()
     picture = ((image - low) / (high - low).clamp(min=1e-12)).double().permute(1, 2, 0).cpu().numpy()
     found = slic(picture, n_segments=count, compactness=10, start_label=0)
@@ -140,7 +141,7 @@ def _explain_segments(
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
     What an image draws follows from `seed` and its place in the whole set.
     """
-    check(images, targets)
+    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()

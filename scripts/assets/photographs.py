@@ -221,7 +221,7 @@ def network() -> torch.nn.Module:
 
 @torch.no_grad()
 def recognise(table: pd.DataFrame, cutouts: list, backgrounds: dict[str, torch.Tensor]) -> pd.DataFrame:
-    """The table with `p_grey`, and for each background 1 where the object is named right."""
+    """The table with `p_grey`, and for each background 1 where the object is classified correctly."""
     model, rows = network(), []
     for cutout, label in zip(cutouts, table["class_index"]):
         images = torch.stack([paste(background, cutout)[0] for background in backgrounds.values()])
@@ -252,12 +252,12 @@ def main() -> None:
     columns = ["name", "file", "class_index", "class_name", "source", "p_grey", "grey", *TEXTURES]
     kept[columns].to_csv(folder / "index.csv", index=False, lineterminator="\n")
     credits = [f"| {r.name} | `{r.source}` | {CREDITS[r.credit]} |" for r in kept.itertuples(index=False)]
-    (folder / "LICENSE.md").write_text(TERMS.format(side=LONGEST_SIDE) + "\n".join(credits) + "\n")
+    (folder / "LICENSE.md").write_text(TERMS.format(side=LONGEST_SIDE) + "\n".join(credits) + "\n", encoding="utf-8")
     shutil.copyfile(arguments.gpl, folder / "COPYING")
 
     print(f"kept {len(kept)} of {len(table)} candidates; not:", ", ".join(table.drop(kept.index)["name"]))
     for who, rows in (("candidates", table), ("kept", kept)):
-        print(f"{who} named right:", ", ".join(f"{b} {rows[b].mean():.0%}" for b in backgrounds))
+        print(f"{who} classified correctly:", ", ".join(f"{b} {rows[b].mean():.0%}" for b in backgrounds))
 
 
 if __name__ == "__main__":
