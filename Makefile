@@ -8,21 +8,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# One thread for each process: the processes share the cores, and threads that wait for one another cost a factor of six.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test pdf chapter lab anywhere bench assets lint format address clean
+.PHONY: help book test test-all pdf chapter lab anywhere bench assets lint format address edition clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
 
 book: $(INSTALLED) ## run every chapter that changed, then make the pages in _build/html
 	@$(BIN)/python scripts/build_book.py
 
-# One thread for each process: the processes share the cores, and threads that wait for one another cost a factor of six.
-test: book ## build the book where it is missing or old, then run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+test: book ## build the book where it is missing or old, then run the tests
+	@$(PYTEST)
+
+test-all: book ## the same with every test: of files that did not change, and of more networks of each kind
+	@$(PYTEST) -m ""
 
 pdf: book ## print the pages into _build/book.pdf; needs Chromium
 	@$(BIN)/python scripts/make_pdf.py
@@ -45,9 +50,11 @@ assets: $(INSTALLED) ## make data and weights in assets/files again (scripts/ass
 		$(BIN)/python scripts/assets/$$name.py && $(BIN)/python scripts/assets/manifest.py || exit 1; \
 	done
 
-lint: $(INSTALLED) ## check style
+lint: $(INSTALLED) ## check style and types, of Python and of JavaScript
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/oxlint --deny-warnings .
 
 format: $(INSTALLED) ## mend style
 	@$(BIN)/ruff check --fix .
@@ -55,6 +62,9 @@ format: $(INSTALLED) ## mend style
 
 address: ## move to another repository: make address REPO=https://github.com/owner/name
 	@$(PYTHON) scripts/address.py $(REPO)
+
+edition: ## cut an edition, its commit and its tag: make edition VERSION=1.0.0
+	@$(PYTHON) scripts/edition.py $(VERSION)
 
 clean: ## remove the built book; the environment stays
 	rm -rf _build

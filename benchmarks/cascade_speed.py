@@ -186,5 +186,5 @@ if __name__ == "__main__":
     table.append([machine, f"{options.rounds} rounds in one run", "", "", ""])
     for row in [header, *table]:
         print("  ".join(f"{cell:<44}" if place == 1 else f"{cell:<14}" for place, cell in enumerate(row)))
-    with open(ROOT / "book" / "speed.csv", "w", newline="") as file:
+    with open(ROOT / "book" / "speed.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *table])

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from skimage.feature import canny as skimage_canny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +30,8 @@ def sobel(images: Tensor) -> Tensor:
 
 def canny(images: Tensor, *, sigma: float = 1.0) -> Tensor:
     """Canny edges of the grey images as 0 and 1, `(N, H, W)`; scikit-image's `feature.canny`, one by one."""
+    from skimage import feature  # here, because it takes a while and only Canny needs it
+
     pictures = grey(images).double().cpu().numpy()
-    found = np.stack([skimage_canny(picture, sigma=sigma) for picture in pictures])
+    found = np.stack([feature.canny(picture, sigma=sigma) for picture in pictures])
     return torch.from_numpy(found).to(images)

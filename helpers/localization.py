@@ -82,4 +82,4 @@ def _check(maps: Tensor, masks: Tensor) -> None:
 
 
 def _first(which: Tensor) -> int:
-    return which.nonzero()[0].item()
+    return int(which.nonzero()[0])

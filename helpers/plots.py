@@ -5,6 +5,7 @@ Labels that are names of methods are shown as their titles, `saliency.title`.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,9 +18,17 @@ from torch import Tensor
 
 from .saliency import title
 
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+STYLE: "dict[RcKeyType, Any]" = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 150,
+}
 SIGNED, UNSIGNED = "PuOr_r", "cividis"  # both safe for colour-blind readers
-LINES = {
+LINES: dict[str, tuple[str, str, Any]] = {
     "other_image": ("floor: another image", "0.45", ":"),
     "noise": ("floor: noise of the same spectrum", "0.65", "-."),
     "retest": ("ceiling: the same method again", "0.25", (0, (5, 2))),
@@ -69,7 +78,7 @@ def maps(
             axis.spines[:].set_visible(False)
         for r, (label, row) in enumerate(zip(names, rows.values())):
             axes[r, 0].set_ylabel(label, rotation=0, ha="right", va="center")
-            if extra:
+            if images is not None:
                 axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)
             for c, values in enumerate(row.detach().cpu().numpy()):
                 _show(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)

@@ -7,7 +7,8 @@ type; the result is float32, or float64 for float64 maps.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -150,8 +151,8 @@ def _box(images: Tensor, size: int) -> Tensor:
     """Mean over every full `size` x `size` window of `(N, H, W)`, separably."""
     rows = images.shape[1] - size + 1
     columns = images.shape[2] - size + 1
-    images = sum(images[:, shift : shift + rows] for shift in range(size))
-    return sum(images[:, :, shift : shift + columns] for shift in range(size)) / size**2
+    images = reduce(add, (images[:, shift : shift + rows] for shift in range(size)))
+    return reduce(add, (images[:, :, shift : shift + columns] for shift in range(size))) / size**2
 
 
 def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int) -> _Sides:
@@ -166,8 +167,8 @@ def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int
         mean = _box(maps, size)
         return maps, mean, unbiased * (_box(maps * maps, size) - mean * mean)
 
-    def compare(x: tuple[Tensor, Tensor, Tensor], y: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        (x, mean_x, var_x), (y, mean_y, var_y) = x, y
+    def compare(one: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        (x, mean_x, var_x), (y, mean_y, var_y) = one, other
         means = mean_x * mean_y
         covariance = unbiased * (_box(x * y, size) - means)
         above = (2 * means + c1) * (2 * covariance + c2)

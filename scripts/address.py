@@ -1,5 +1,8 @@
 """The project's address on the web: kept once in pyproject.toml, repeated where a link must be written out.
 
+So is the revision that links name, `main` or the tag of an edition: kept once in _config.yml; scripts/edition.py
+changes it.
+
 python scripts/address.py https://github.com/owner/name   rewrite the address everywhere
 python scripts/address.py --check                         name links that do not follow pyproject.toml
 """
@@ -8,6 +11,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +29,7 @@ OURS = [
 
 def repository(root: Path = ROOT) -> str:
     """The repository's address, such as https://github.com/owner/name."""
-    return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def owner_and_name(address: str) -> tuple[str, str]:
@@ -65,17 +70,53 @@ def other_addresses(root: Path = ROOT) -> list[str]:
     ]
 
 
+def rewrite(path: Path, change: Callable[[str], str]) -> bool:
+    """Change what a file says; whether that made it another."""
+    text = path.read_text(encoding="utf-8")
+    changed = change(text)
+    if changed != text:
+        path.write_text(changed, encoding="utf-8")
+    return changed != text
+
+
 def move(new: str, root: Path = ROOT) -> list[Path]:
     """Rewrite the address in every file that has it; return these files."""
     old = repository(root)
     slug = re.compile(rf"(?<=/){re.escape('/'.join(owner_and_name(old)))}(?![\w-])")
-    changed = []
-    for path, text in texts(root).items():
-        moved = slug.sub("/".join(owner_and_name(new)), text.replace(pages(old), pages(new)))
-        if moved != text:
-            path.write_text(moved, encoding="utf-8")
-            changed.append(path)
-    return changed
+
+    def change(text: str) -> str:
+        return slug.sub("/".join(owner_and_name(new)), text.replace(pages(old), pages(new)))
+
+    return [path for path in texts(root) if rewrite(path, change)]
+
+
+def revision(root: Path = ROOT) -> str:
+    """The branch or tag that links to the repository name: `main`, and in an edition its tag."""
+    return re.search(r"^  branch: (\S+)$", (root / "_config.yml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+
+
+def naming_revisions(root: Path = ROOT) -> re.Pattern:
+    """What finds a revision of our repository, its second group: in links to files, Binder and Colab, and for pip."""
+    ours = re.escape("/".join(owner_and_name(repository(root))))
+    before = rf"^  branch: |/{ours}(?:@|/(?:blob|tree|raw|edit)/)|/gh/{ours}/"
+    return re.compile(rf"({before})([\w-]+(?:\.[\w-]+)*)", re.MULTILINE)
+
+
+def revisions(root: Path = ROOT) -> Counter[str]:
+    """How often each revision of our repository is named."""
+    pattern = naming_revisions(root)
+    return Counter(match[2] for text in texts(root).values() for match in pattern.finditer(text))
+
+
+def name_revision(new: str, root: Path = ROOT) -> None:
+    """Rewrite the links that name the present revision."""
+    old, pattern = revision(root), naming_revisions(root)
+
+    def change(text: str) -> str:
+        return pattern.sub(lambda match: match[1] + new if match[2] == old else match[0], text)
+
+    for path in texts(root):
+        rewrite(path, change)
 
 
 def main(arguments: list[str]) -> None:

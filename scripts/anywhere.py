@@ -5,8 +5,8 @@
     python scripts/anywhere.py binder --only cascading    one chapter with one core and 2 GB of memory
 
 Colab: a new environment in _build/colab has nothing but torch, torchvision, numpy, matplotlib and IPython, borrowed
-from the present one by symbolic links. The chapter's first cell installs the package there, from the last commit
-instead of the published address; then the whole chapter runs. torch and numpy must be the same afterwards.
+from the present one by symbolic links. The chapter's first cell installs the package and its data there, from the last
+commit instead of the published address; then the whole chapter runs. torch and numpy must be the same afterwards.
 Binder: the chapter runs in a kernel on one core; it is stopped where it takes more memory or time than it may.
 """
 
@@ -25,12 +25,13 @@ from typing import NamedTuple
 
 import nbformat
 import psutil
-from address import repository
+from address import repository, revision
 from packaging.requirements import Requirement
 from run_chapters import chapters
 
 PREINSTALLED = ("torch", "torchvision", "numpy", "matplotlib", "ipython", "matplotlib-inline")
 UNTOUCHED = ("torch", "torchvision", "numpy")
+OURS = {"saliency-sanity", "saliency-sanity-assets"}
 BINDER_MEGABYTES, BINDER_SECONDS = 2048, 180
 EXECUTE = "from nbclient.cli import main; main()"  # the command `jupyter execute`
 VERSIONS = """import json
@@ -71,7 +72,7 @@ def watch(command: Sequence, *, megabytes: int, seconds: float, cwd: Path, env: 
     """Run a program on one core, and stop it where it takes more than it may."""
     log = cwd / "output.txt"
     started, peak, end = time.perf_counter(), 0, ""
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         child = psutil.Popen(command, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
         if hasattr(child, "cpu_affinity"):  # children inherit it; macOS cannot
             child.cpu_affinity(child.cpu_affinity()[:1])
@@ -85,7 +86,9 @@ def watch(command: Sequence, *, megabytes: int, seconds: float, cwd: Path, env: 
         if end:
             stop(child)
         failed = child.wait() != 0
-    return Watched(end or ("failed" if failed else "done"), time.perf_counter() - started, peak, log.read_text())
+    return Watched(
+        end or ("failed" if failed else "done"), time.perf_counter() - started, peak, log.read_text(encoding="utf-8")
+    )
 
 
 def closure(names: Iterable[str]) -> set[str]:
@@ -113,17 +116,17 @@ def lend(names: Iterable[str], folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def surroundings(**more: str) -> dict[str, str]:
+def surroundings() -> dict[str, str]:
     """The variables of this process without those that lead to the present environment."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "SANITY_SEED")}
-    return kept | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SANITY_STRICT": "1"} | more
+    return kept | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SANITY_STRICT": "1"}
 
 
 def program(root: Path, chapter: Path, source: str) -> str:
     """All code of a chapter, with the package taken from `source` instead of the published address."""
     cells = nbformat.read(root / chapter, as_version=4).cells
     code = "\n\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    address = f"git+{repository(root)}"
+    address = f"git+{repository(root)}@{revision(root)}"
     if code.count(address) != 1:
         raise ValueError(f"{chapter} does not install the package from {address} in one place.")
     return code.replace(address, source)
@@ -142,7 +145,7 @@ def colab(root: Path, chapter: Path) -> bool:
     before = installed(python)
     desk = folder / "desk"
     desk.mkdir()
-    (desk / "chapter.ipy").write_text(program(root, chapter, f"git+file://localhost{root}"))
+    (desk / "chapter.ipy").write_text(program(root, chapter, f"git+file://localhost{root}"), encoding="utf-8")
     command = [python, "-m", "IPython", "--no-banner", "--colors=NoColor", "chapter.ipy"]
     ran = subprocess.run(command, cwd=desk, env=surroundings(), capture_output=True, text=True)
     after = installed(python)
@@ -153,7 +156,7 @@ def colab(root: Path, chapter: Path) -> bool:
         print(f"  changed: {', '.join(f'{name} {before[name]} -> {after.get(name)}' for name in changed)}")
     if ran.returncode:
         print(f"  the chapter failed:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
-    good = not changed and ran.returncode == 0 and "saliency-sanity" in new
+    good = not changed and ran.returncode == 0 and OURS <= set(new)
     print("  torch, torchvision and numpy are as they were; the chapter ran" if good else "  NOT as it should be")
     shutil.rmtree(folder)
     return good
@@ -164,8 +167,7 @@ def binder(root: Path, chapter: Path) -> bool:
     desk = root / "_build/binder"
     desk.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", EXECUTE, "--timeout=600", (root / chapter).resolve()]
-    env = surroundings(PYTHONPATH=str(root))
-    ran = watch(command, megabytes=BINDER_MEGABYTES, seconds=BINDER_SECONDS, cwd=desk, env=env)
+    ran = watch(command, megabytes=BINDER_MEGABYTES, seconds=BINDER_SECONDS, cwd=desk, env=surroundings())
     took = f"{ran.seconds:.0f} s of {BINDER_SECONDS}, {ran.megabytes} MB of {BINDER_MEGABYTES}"
     print(f"Binder, {chapter.stem}: {ran.end}, {took}", flush=True)
     if ran.end == "failed":

@@ -9,21 +9,22 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-from address import repository
+from address import repository, revision
 
 # In reading order; a module that is not named here comes last.
 ORDER = (
-    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.deeplift saliency.lrp "
+    "sanity randomization followups saliency saliency.gradients saliency.backprop_rules saliency.rescale saliency.lrp "
     "saliency.cam saliency.perturbation saliency.controls similarity localization plots edges inference device "
     "book.claims book.explorer book.live_panel book.data book.photographs book.bugs book.models book.training "
     "book.training_dynamics"
 ).split()
-INSIDE = {"book", "book.assets", "replay", "saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
+INSIDE = {"book", "book.assets", "book.claims.card", "replay"}
+INSIDE |= {"saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Uses", "Step", "Redraws")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Recipe", "book.models.checkpoint_name"}
 INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
-INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels"}
+INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels", "book.explorer.render"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows
 
@@ -68,7 +69,7 @@ def reference(root: Path) -> str:
         file += ".py" if (root / f"{file}.py").exists() else "/__init__.py"
         contents.append(f"- [`{module}`](#api-{module}): {title}")
         parts += [f"(api-{module})=\n## {module}", title, prose(about)]
-        parts += [f"Source: [{file}]({repository(root)}/blob/main/{file})"]
+        parts += [f"Source: [{file}]({repository(root)}/blob/{revision(root)}/{file})"]
         for name, node in found.items():
             parts += [f"### {name}", signature(node), documentation(ast.get_docstring(node) or "")]
     return "\n\n".join(["\n".join(contents), *filter(None, parts)])

@@ -4,7 +4,9 @@
     python scripts/build_book.py --only cascading   one chapter: quick, and warnings do not stop it
     python scripts/build_book.py --no-html          run the chapters only
 
-The book's sources, with executed notebooks in the place of the empty ones, are laid out in _build/source.
+Ctrl-C and SIGTERM stop it at once; chapters that are done are kept.
+
+The book's sources, the notebooks with the outputs of their last run, are laid out in _build/source.
 Jupyter Book makes pages of them without executing anything.
 """
 
@@ -15,10 +17,13 @@ import hashlib
 import io
 import json
 import os
+import posixpath
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "apps/blind_test"))
@@ -26,11 +31,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "apps/blind_test"))
 import api_reference
 import blind_test_page
 import nbformat
+import references
 import scorecard
 from address import pages, repository
+from cache import surroundings
 from made import made
+from nbformat import NotebookNode
 from PIL import Image
-from run_chapters import Run, chapters, kept_runs, run_chapters, toc_entries, versions
+from rendering import render
+from run_chapters import AT_ONCE, Run, chapters, code_cells, kept_runs, read, run_chapters, toc_entries
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 
@@ -41,7 +50,7 @@ def timings(runs: dict[Path, Run]) -> str:
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["Chapter", "Seconds", "Peak memory (MB)", "Within the budget"])
     for chapter, run in runs.items():
-        rows.writerow([f"[](/{chapter})", run.seconds, run.megabytes, "yes" if run.in_budget else "no"])
+        rows.writerow([f"[](/{chapter.as_posix()})", run.seconds, run.megabytes, "yes" if run.in_budget else "no"])
     return table.getvalue()
 
 
@@ -60,7 +69,7 @@ def link_locally(text: str, root: Path, chapter: Path) -> str:
 
     def source(link: re.Match) -> str:
         suffix = ".ipynb" if (root / f"{link[1]}.ipynb").exists() else ".md"
-        return f"]({os.path.relpath(link[1], chapter.parent)}{suffix}"
+        return f"]({posixpath.relpath(link[1], chapter.parent.as_posix())}{suffix}"
 
     return re.sub(rf"\]\({re.escape(pages(repository(root)))}([\w/-]+)\.html", source, text)
 
@@ -75,6 +84,21 @@ def lighten(data: dict) -> None:
     picture.save(forms["image/jpeg"], "JPEG", quality=75)
     kind = min(forms, key=lambda kind: len(forms[kind].getvalue()))
     data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
+
+
+def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
+    """Put what an execution gave into the code cells of the notebook as it stands now.
+
+    Cells of the same code have the same place. Where the code is another, in pages of chapters that were not run, the
+    cells that still have their id get what they gave.
+    """
+    notebook.metadata.language_info = executed.metadata.language_info
+    now, then = code_cells(notebook), code_cells(executed)
+    same_place = len(now) == len(then)
+    gave = {cell.get("id"): cell for cell in then}
+    for place, cell in enumerate(now):
+        if source := then[place] if same_place else gave.get(cell.get("id")):
+            cell.outputs, cell.execution_count = source.outputs, source.execution_count
 
 
 def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecard.Chapter]:
@@ -97,9 +121,10 @@ def generated(
         Path("book/scorecard.md"): {
             "scorecard: summary": scorecard.summary(claimed),
             "scorecard: claims": scorecard.claims(claimed),
+            "scorecard: dropped": scorecard.dropped(claimed),
         },
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
-        Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text()},
+        Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
     }
 
 
@@ -120,14 +145,18 @@ def layout(
     found = [path for path in found if path.is_file()]
     sources = served | {path.relative_to(root): path.read_bytes() for path in found}
     for chapter in chapters(root):
-        notebook = nbformat.read(runs[chapter].path if chapter in runs else root / chapter, as_version=4)
+        notebook = read(root / chapter)
+        if chapter in runs:
+            take_outputs(notebook, read(runs[chapter].path))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = link_locally(cell.source, root, chapter)
             for output in cell.get("outputs", []):
                 lighten(output.get("data", {}))
+                render(root, output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
+    sources[references.JOINED] = references.joined(root).encode()
     for page, parts in places.items():
         sources[page] = fill(sources[page].decode(), parts).encode()
     return sources
@@ -162,13 +191,15 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     """
     build, note = root / "_build", root / "_build/pages.json"
     claimed = checked(root, runs, strict=strict)
-    folders = [made(root, APPS / name / f"{name}.py") for name in ("blind_test", "playground")]
+    around = surroundings(root)
+    folders = [made(root, APPS / name / f"{name}.py", around) for name in ("blind_test", "playground")]
     sources = layout(root, runs, generated(root, claimed, *folders), files(*folders))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
+    tools = sorted(f"{one.name}=={one.version}" for one in distributions())
     made_from = {"strict": strict}
     for name, part in (("frame", frame), ("all", sources)):
-        made_from[name] = hashlib.sha256(repr([versions(), sorted(part.items())]).encode()).hexdigest()
-    before = json.loads(note.read_text()) if note.exists() else {"strict": False, "frame": ""}
+        made_from[name] = hashlib.sha256(repr([tools, sorted(part.items())]).encode()).hexdigest()
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {"strict": False, "frame": ""}
     if before == made_from:
         return
     note.unlink(missing_ok=True)
@@ -185,24 +216,31 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     landing = f"{toc_entries(root)[0]}.html"
     door = front_door((build / "html" / landing).read_text(encoding="utf-8"), landing)
     (build / "html/index.html").write_text(door, encoding="utf-8")
-    note.write_text(json.dumps(made_from))
+    note.write_text(json.dumps(made_from), encoding="utf-8")
+
+
+def stop(*_) -> None:
+    """What SIGTERM does: the same as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, stop)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     here = Path(__file__).resolve().parent.parent
     parser.add_argument("--only", metavar="SLUG", default="", help="one chapter, by the end of its path")
     parser.add_argument("--no-html", action="store_true", help="run the chapters and make no pages")
+    parser.add_argument("--at-once", metavar="N", type=int, default=AT_ONCE, help="how many chapters run at a time")
     parser.add_argument("--root", type=Path, default=here, help="the folder of the book")
     options = parser.parse_args()
     root = options.root.resolve()
 
-    wanted = [c for c in chapters(root) if str(c.with_suffix("")).endswith(options.only)]
+    wanted = [c for c in chapters(root) if c.with_suffix("").as_posix().endswith(options.only)]
     if not wanted:
         sys.exit(f"No chapter ends in {options.only!r}: " + ", ".join(c.stem for c in chapters(root)))
-    runs, failures = run_chapters(root, wanted)
+    runs, failures = run_chapters(root, wanted, options.at_once)
     if failures:
         sys.exit("\nThe book was not built, because these chapters failed:\n\n" + "\n\n".join(failures))
     if options.no_html:
@@ -215,4 +253,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nStopped. What was done is kept.", file=sys.stderr)
+        sys.exit(130)

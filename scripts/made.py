@@ -1,31 +1,31 @@
-"""What scripts make for the pages, kept in _build/made until script or package change; used by build_book.py."""
+"""What scripts make for the pages, kept in _build/made until it would be another; used by build_book.py."""
 
-import hashlib
-import shutil
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from run_chapters import KEPT, surroundings
+import cache
 
 
-def made(root: Path, script: Path) -> Path:
-    """The folder that `script FOLDER` fills, in a process of its own.
+def key(root: Path, script: Path, around: cache.Surroundings) -> str:
+    """The digest of all that depends on the script: itself, what it imports of the package and beside it, versions."""
+    beside = {path.stem: path for path in sorted(script.parent.glob("*.py"))}
+    used = cache.closure([ast.parse(script.read_text(encoding="utf-8"))], around.modules | beside)
+    return cache.digest(cache.contents(root, {script, *used}), around.versions)
 
-    Building imports no torch: a chapter's process would count the memory of the one that started it as its own.
-    """
-    key = hashlib.sha256(surroundings(root).encode() + script.read_bytes()).hexdigest()[:16]
-    folder = root / "_build/made" / script.stem / key
-    if folder.exists():
-        folder.touch()
-    else:
+
+def made(root: Path, script: Path, around: cache.Surroundings) -> Path:
+    """The folder that `script FOLDER` fills, in a process of its own: building imports no torch."""
+    shelf = root / "_build/made" / script.stem
+
+    def fill(folder: Path, environment: dict[str, str]) -> dict:
         print(f"Running {script.name} ...", flush=True)
-        unfinished = folder.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        if subprocess.run([sys.executable, script, unfinished], cwd=root).returncode:
+        if subprocess.run([sys.executable, script, folder], cwd=root, env=os.environ | environment).returncode:
             sys.exit(f"\nThe pages were not made: {script.name} failed; the error above says why.")
-        unfinished.rename(folder)
-    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old)
-    return folder
+        return {}
+
+    wanted = key(root, script, around)
+    found = cache.find(shelf, wanted, around.assets) or cache.keep(shelf, wanted, around.assets, fill)
+    return found.folder

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from address import pages, repository
-from browser import FLAGS, NO_BOOK, NO_BROWSER, find_browser, serve
+from browser import FLAGS, NO_BOOK, NO_BROWSER, find_browser, serve, settle
 from pypdf import PdfReader, PdfWriter
 from run_chapters import toc_entries
 
@@ -30,8 +30,8 @@ OUTWARD = """home => {
 
 def print_page(page, address: str, home: str) -> PdfReader:
     """The PDF of one page, with formulas set and links that leave it led to the published book at `home`."""
-    page.goto(address, wait_until="networkidle")
-    page.evaluate("window.MathJax?.startup?.promise")
+    page.goto(address)
+    settle(page)
     page.evaluate(OUTWARD, home)
     printed = page.pdf(**PAPER, footer_template=FOOTER)
     return PdfReader(io.BytesIO(printed))

@@ -1,5 +1,6 @@
 """A Sphinx extension: what a page tells other sites, where to run it, and no script that it does not use."""
 
+import re
 from html import escape
 
 from docutils import nodes
@@ -53,12 +54,21 @@ def run_links(header_buttons: list[dict]) -> str:
     return f'<p class="run-links d-print-none">{" ".join(links)}</p>' if links else ""
 
 
+def edit_on_main(header_buttons: list[dict]) -> None:
+    """Let *suggest edit* lead to `main`: the pages of an edition are made from a tag, and no tag can be edited."""
+    for group in header_buttons:
+        for button in group.get("buttons", []):
+            if button.get("label") == "source-edit-button":
+                button["url"] = re.sub(r"/edit/[^/]+/", "/edit/main/", button["url"])
+
+
 def extend(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Complete the context from which a page is written."""
     if doctree is None:  # the search page and the index
         return
     title = app.env.titles[pagename].astext()
     context["metatags"] += preview(app, pagename, title, description(doctree))
+    edit_on_main(context["header_buttons"])
     context["body"] = context["body"].replace("</h1>", "</h1>" + run_links(context["header_buttons"]), 1)
     if 'class="math' not in context["body"]:  # Sphinx loads it for the formulas of all chapters below a page, too
         scripts = context["script_files"]

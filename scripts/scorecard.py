@@ -1,4 +1,4 @@
-"""The scorecard page: every claim of the ledger beside what its check found; used by build_book.py.
+"""The scorecard page: every claim of the book beside what its check found; used by build_book.py.
 
 `book.claims.check` leaves a card in the output of its cell. The cards of the executed chapters are gathered
 here and written as Markdown into the places that book/scorecard.md keeps for them.
@@ -14,19 +14,21 @@ from typing import NamedTuple
 
 import nbformat
 import yaml
+from rendering import CLAIM
 
-MIME = "application/vnd.saliency-sanity.claim+json"  # of book.claims, which would be slow to import here
+FOLDER = "helpers/book/claims"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
 FIRST_PAPER = "adebayo2018sanity"
 
 
 class Chapter(NamedTuple):
-    """A chapter that makes claims: its ledger entries, and the cards of its run (`None`: it was not run)."""
+    """A chapter that makes claims, those it has dropped, and the cards of its run (`None`: it was not run)."""
 
     path: Path
     title: str
     claims: list[dict]
+    dropped: list[dict]
     cards: list[dict] | None
 
     @property
@@ -36,16 +38,18 @@ class Chapter(NamedTuple):
 
 def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
     """The chapters that have claims or cards, in the order of `ran`: source notebook -> executed one or `None`."""
-    ledger = yaml.safe_load((root / "book/claims.yml").read_text(encoding="utf-8")) or []
     found = []
     for source, executed in ran.items():
         notebook = nbformat.read(executed or root / source, as_version=4)
         outputs = chain.from_iterable(cell.get("outputs", []) for cell in notebook.cells)
-        cards = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
-        claims = [claim for claim in ledger if f"notebooks/{claim['chapter']}.ipynb" == source.as_posix()]
-        title = next(line[2:] for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("# "))
-        if claims or cards:
-            found.append(Chapter(source, title, claims, cards if executed else None))
+        cards = [output["data"][CLAIM] for output in outputs if CLAIM in output.get("data", {})]
+        file = root / FOLDER / f"{source.stem}.yml"
+        ledger = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        claims, dropped = ledger.get("claims", []), ledger.get("dropped", [])
+        cells = nbformat.read(root / source, as_version=4).cells  # its prose may be newer than its run
+        title = next(line[2:] for cell in cells for line in cell.source.splitlines() if line.startswith("# "))
+        if claims or dropped or cards:
+            found.append(Chapter(source, title, claims, dropped, cards if executed else None))
     return found
 
 
@@ -56,8 +60,8 @@ def problems(book: Iterable[Chapter]) -> list[str]:
         if chapter.cards is None:
             continue
         shown, known = Counter(card["id"] for card in chapter.cards), {claim["id"] for claim in chapter.claims}
-        lines += [f"{chapter.path}: {id!r} is in the ledger, but no card shows its check" for id in known - set(shown)]
-        lines += [f"{chapter.path}: the card {id!r} is not in the ledger" for id in set(shown) - known]
+        lines += [f"{chapter.path}: {id!r} is claimed, but no card shows its check" for id in known - set(shown)]
+        lines += [f"{chapter.path}: the card {id!r} is of no claim" for id in set(shown) - known]
         lines += [f"{chapter.path}: {id!r} has {count} cards" for id, count in shown.items() if count > 1]
     return sorted(lines)
 
@@ -101,7 +105,7 @@ def summary(book: Sequence[Chapter]) -> str:
         f"- **{count(len(cards), 'claim')}** in {count(len(ran), 'chapter')}, some of them with several parts: "
         f"{count(len(findings), 'test')}. Random numbers follow from seed {os.environ.get('SANITY_SEED', '0')}.",
         f"- **Outcomes of the tests:** {outcomes[HOLDS]} hold, {outcomes[CONTRADICTED]} contradicted here, "
-        f"{outcomes[UNDECIDED]} undecided. {surprises or 'None'} came out other than the ledger expected.",
+        f"{outcomes[UNDECIDED]} undecided. {surprises or 'None'} came out other than expected.",
         f"- **Of the 2018 paper** {{cite}}`{FIRST_PAPER}` we test {count(sum(paper.values()), 'claim')}: "
         f"{paper[HOLDS]} reproduced in every part, {paper['mixed']} in some parts and not in others, "
         f"{paper[CONTRADICTED]} contradicted here, {paper[UNDECIDED]} undecided.",
@@ -135,22 +139,51 @@ def claims(book: Sequence[Chapter]) -> str:
     return "\n\n".join(parts)
 
 
+def dropped(book: Sequence[Chapter]) -> str:
+    """The claims that were given up, chapter by chapter, with dates and reasons."""
+    parts = []
+    for chapter in book:
+        if chapter.dropped:
+            parts += [f"**{chapter.title}**", *(_dropped(claim) for claim in chapter.dropped)]
+    return "\n\n".join(parts) or "None."
+
+
 def _claim(claim: dict, card: dict | None) -> str:
     """A claim as a block that can be linked to, `#claim-` and its id."""
     findings = card["findings"] if card else []
     expected = all(finding["outcome"] == finding["expected"] for finding in findings)
-    key, where = claim["source"]["key"], claim["source"]["where"]
-    source = f"This book, {where}" if key == "this book" else f"{{cite:t}}`{key}`, {where}"
-    test = "exceeds" if claim["test"] == "above" else "lies within ±"
     items = "".join(_finding(claim, card["replicated"], finding) for finding in findings)
     return "\n\n".join([
         f"(claim-{claim['id']})=",
         f":::{{div}} claim{'' if expected else ' claim-unexpected'}",
-        f"**{claim['statement']}**",
-        f"{source}. Test: the difference {test} {claim['margin']:g}. In the ledger: `{claim['id']}`.",
+        f"**{claim['title']}.** {claim['statement']}",
+        f"{_source_and_test(claim)} Id: `{claim['id']}`.",
         f'<ul class="findings">{items}</ul>' if findings else "Not checked in this copy.",
+        f"<details><summary>History</summary>{_history(claim)}</details>",
         ":::",
     ])  # fmt: skip
+
+
+def _dropped(claim: dict) -> str:
+    texts = [f"**{claim['title']}.** {claim['statement']}", f"{_source_and_test(claim)} Id: `{claim['id']}`."]
+    return "\n\n".join([":::{div} claim claim-dropped", *texts, _history(claim), ":::"])
+
+
+def _source_and_test(claim: dict) -> str:
+    key, where = claim["source"]["key"], claim["source"]["where"]
+    source = f"This book, {where}" if key == "this book" else f"{{cite:t}}`{key}`, {where}"
+    test = "exceeds" if claim["test"] == "above" else "lies within ±"
+    return f"{source}. Test: the difference {test} {claim['margin']:g}."
+
+
+def _history(claim: dict) -> str:
+    """What became of a claim, event by event, as a list in HTML."""
+    items = ""
+    for event in claim["history"]:
+        what, why = (escape(event.get(part, "")).replace("-&gt;", "→") for part in ("what", "why"))
+        stop = "" if what.endswith(".”") else "."
+        items += f"<li><time>{event['date']}</time>: {what}{stop}{why and ' ' + why}</li>"
+    return f'<ul class="history">{items}</ul>'
 
 
 def number(value: float) -> str:

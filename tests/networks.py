@@ -2,12 +2,19 @@
 
 from copy import deepcopy
 
+import pytest
 import torch
 from saliency_sanity.device import generator, local_seed
 from torch import nn
 from torch.nn import functional as F
 
 SHAPE, CLASSES = (3, 12, 12), 5
+
+
+def weekly_but(*daily, of):
+    """Parameters of a test: `daily` are tried on every run, the others `of` a kind once a week."""
+    assert set(daily) <= set(of), f"not all of {daily} are there"
+    return [value if value in daily else pytest.param(value, marks=pytest.mark.weekly) for value in of]
 
 
 def images(count=3, shape=SHAPE, seed=0, dtype=torch.float32):

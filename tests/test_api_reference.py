@@ -48,7 +48,7 @@ def test_what_stays_inside_exists():
     everything = set()
     for path in (ROOT / "helpers").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT / "helpers").with_suffix("").parts).removesuffix(".__init__")
-        names = {node.name for node in ast.parse(path.read_text()).body if hasattr(node, "name")}
+        names = {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")}
         everything |= {module} | {f"{module}.{name}" for name in names}
         everything |= {f"saliency.{name}" for name in names if module.startswith("saliency.")}  # handed on
     assert everything >= api_reference.INSIDE

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +10,13 @@ from statistics import median
 
 import nbformat
 import pytest
-from address import pages, repository
+import saliency_sanity
+from address import pages, repository, revision
+from IPython.core.interactiveshell import InteractiveShell
 from run_chapters import chapters, toc_entries
 
 ROOT = Path(__file__).parent.parent
+VERSION = saliency_sanity.__version__
 NOTEBOOKS = {str(path.with_suffix("")): nbformat.read(ROOT / path, as_version=4) for path in chapters(ROOT)}
 PARTS = [
     "You will learn", "You need", "Predict first", "By hand, then the helper", "What can go wrong", "Check yourself",
@@ -50,7 +54,47 @@ def test_toc_names_every_notebook():
 def test_setup_cell_is_the_same_everywhere():
     setups = {name: code(name)[0].source for name in NOTEBOOKS}
     assert len(set(setups.values())) == 1, f"different first code cells: {list(setups)}"
-    assert f'%pip install -q "saliency-sanity @ git+{repository()}"' in setups.popitem()[1]
+    [setup] = set(setups.values())
+    assert f'BOOK = "git+{repository()}@{revision()}"\n' in setup
+    assert f'(wanted := "{VERSION}")' in setup
+    assert max(map(len, setup.splitlines())) <= 84
+
+
+def setup_cell(monkeypatch, capsys, version: str, missing: str = "") -> tuple[str, list[str]]:
+    """What the first cell prints and what it lets pip install, with another version loaded or a module missing."""
+    shell, installed = InteractiveShell(), []
+
+    def pip(line: str) -> None:
+        installed.append(line)
+        monkeypatch.undo()
+
+    shell.register_magic_function(pip, magic_name="pip")
+    monkeypatch.setattr(saliency_sanity, "__version__", version)
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    shell.run_cell(code(next(iter(NOTEBOOKS)))[0].source).raise_error()
+    assert {"DEVICE", "SEED"} <= set(shell.user_ns)
+    return capsys.readouterr().out, installed
+
+
+def test_setup_cell_is_silent_where_all_is_well(monkeypatch, capsys):
+    assert setup_cell(monkeypatch, capsys, VERSION) == ("", [])
+
+
+def test_setup_cell_says_what_to_do_with_another_version(monkeypatch, capsys):
+    said, installed = setup_cell(monkeypatch, capsys, "0.0.1")
+    assert not installed and f"needs saliency-sanity {VERSION}; 0.0.1 is loaded" in said
+    assert "pip install -e . -e ./assets" in said and "pip uninstall -y saliency-sanity saliency-sanity-assets" in said
+
+
+@pytest.mark.parametrize("missing", ["saliency_sanity", "saliency_sanity_assets"])
+def test_setup_cell_installs_both_where_one_is_missing(monkeypatch, capsys, missing):
+    said, installed = setup_cell(monkeypatch, capsys, VERSION, missing)
+    book = f"git+{repository()}@{revision()}"
+    assert said == "" and installed == [
+        f'install -q "saliency-sanity[book] @ {book}"',
+        f'install -q "saliency-sanity-assets @ {book}#subdirectory=assets"',
+    ]
 
 
 @each_chapter
@@ -93,7 +137,7 @@ def test_links_to_the_book_name_its_pages(name):
 
 @each_chapter
 def test_cells_are_short(name):
-    lengths = [lines(cell) for cell in code(name)]
+    lengths = [lines(cell) for cell in code(name)[1:]]  # the first is no part of the argument
     assert max(lengths) <= 25
     assert median(lengths) <= 10
 

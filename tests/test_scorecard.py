@@ -1,4 +1,4 @@
-"""The scorecard: cards of hand-made notebooks against the ledger, the counts, and what the page says."""
+"""The scorecard: cards of hand-made notebooks against the claims, the counts, and what the page says."""
 
 from pathlib import Path
 
@@ -10,13 +10,36 @@ from run_chapters import Run
 from saliency_sanity.book import claims
 
 ONE, TWO = Path("notebooks/part/one.ipynb"), Path("notebooks/part/two.ipynb")
-LEDGER = """
-- {id: more, statement: More is more., source: {key: adebayo2018sanity, where: section 4}, chapter: part/one,
-   test: above, margin: 0.1, expected: holds}
-- {id: both, statement: Both & all., source: {key: adebayo2018sanity, where: section 5}, chapter: part/one,
-   test: equivalent, margin: 0.1, parts: {first: holds, second: contradicted here}}
-- {id: other, statement: Another one., source: {key: this book, where: Two}, chapter: part/two,
-   test: above, margin: 0.1, expected: holds}
+FIRST = """
+claims:
+  - {id: more, title: More of it, statement: More is more., source: {key: adebayo2018sanity, where: section 4},
+     test: above, margin: 0.1, expected: holds, design: own images, history: [{date: 2026-01-02, what: written down}]}
+  - {id: both, title: Both parts, statement: Both & all., source: {key: adebayo2018sanity, where: section 5},
+     test: equivalent, margin: 0.1, parts: {first: holds, second: contradicted here}, design: own images,
+     history: [{date: 2026-01-02, what: written down},
+               {date: 2026-01-03, what: "margin: 0.2 -> 0.1", why: It was < wide.},
+               {date: 2026-01-03, what: "the statement was: “Both.”"}]}
+"""
+SECOND = """
+claims:
+  - id: other
+    title: Another one
+    statement: Another.
+    source: {key: this book, where: Two}
+    test: above
+    margin: 0.1
+    expected: holds
+    design: crossed
+    history: [{date: 2026-01-02, what: written down}]
+dropped:
+  - id: gone
+    title: Gone for good
+    statement: It goes.
+    source: {key: this book, where: Two}
+    test: above
+    margin: 0.3
+    expected: holds
+    history: [{date: 2026-01-02, what: written down}, {date: 2026-01-04, what: dropped, why: Too bold.}]
 """
 TOC = "format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/part/one\n  - file: notebooks/part/two\n"
 
@@ -40,17 +63,19 @@ OTHER = card("other", finding(p_value=0.02))
 
 @pytest.fixture
 def book(tmp_path) -> Path:
-    """A book of two chapters without outputs, and its ledger."""
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book/claims.yml").write_text(LEDGER)
-    (tmp_path / "_toc.yml").write_text(TOC)
+    """A book of two chapters without outputs, and their claims."""
+    folder = tmp_path / scorecard.FOLDER
+    folder.mkdir(parents=True)
+    for chapter, text in {ONE: FIRST, TWO: SECOND}.items():
+        (folder / f"{chapter.stem}.yml").write_text(text, encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text(TOC, encoding="utf-8")
     for chapter in (ONE, TWO):
         write(tmp_path / chapter, f"Chapter {chapter.stem}")
     return tmp_path
 
 
 def write(path: Path, title: str, *cards) -> Path:
-    outputs = [nbformat.v4.new_output("display_data", {scorecard.MIME: card}) for card in cards]
+    outputs = [nbformat.v4.new_output("display_data", {scorecard.CLAIM: card}) for card in cards]
     cells = [nbformat.v4.new_markdown_cell(f"# {title}"), nbformat.v4.new_code_cell("check()", outputs=outputs)]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -66,17 +91,15 @@ def read(book: Path, one=(MORE, BOTH), two=(OTHER,)) -> list[scorecard.Chapter]:
 
 
 def test_the_words_are_those_of_the_package():
-    assert scorecard.MIME == claims.MIME and scorecard.LEVEL == claims.LEVEL
+    assert scorecard.CLAIM == claims.MIME and scorecard.LEVEL == claims.LEVEL
     assert (scorecard.HOLDS, scorecard.CONTRADICTED, scorecard.UNDECIDED) == (
         claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED,
     )  # fmt: skip
 
 
 def test_a_real_card_is_read(book, monkeypatch):
-    monkeypatch.setattr(claims, "LEDGER", book / "book/claims.yml")
-    claims.ledger.cache_clear()
+    monkeypatch.setattr(claims, "FOLDER", book / scorecard.FOLDER)
     data = claims.check("other", [[0.4, 0.5], [0.5, 0.6], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6]], replicated="draws")
-    claims.ledger.cache_clear()
     page = scorecard.claims(read(book, two=[data._repr_mimebundle_()[claims.MIME]]))
     assert "Mean 0.500" in page and "over 5 draws" in page and "over 2 images" in page
 
@@ -88,9 +111,9 @@ def test_every_claim_with_one_card_is_no_problem(book):
 @pytest.mark.parametrize(
     ("cards", "problem"),
     [
-        ([MORE], "'both' is in the ledger, but no card"),
-        ([MORE, BOTH, card("new", finding())], "the card 'new' is not in the ledger"),
-        ([MORE, BOTH, OTHER], "the card 'other' is not in the ledger"),
+        ([MORE], "'both' is claimed, but no card"),
+        ([MORE, BOTH, card("new", finding())], "the card 'new' is of no claim"),
+        ([MORE, BOTH, OTHER], "the card 'other' is of no claim"),
         ([MORE, MORE, BOTH], "'more' has 2 cards"),
     ],
 )
@@ -100,16 +123,16 @@ def test_claims_and_cards_must_match(book, cards, problem):
 
 
 def test_a_card_in_a_chapter_without_claims_is_a_problem(book):
-    (book / "book/claims.yml").write_text("")
-    assert len(scorecard.problems(read(book))) == 3
+    (book / scorecard.FOLDER / "one.yml").unlink()
+    assert len(scorecard.problems(read(book))) == 2
 
 
 def test_a_mismatch_stops_the_whole_build_and_not_that_of_one_chapter(book, capsys):
     runs = {ONE: Run(write(book / "executed.ipynb", "Chapter one", MORE), 1.0, 100)}
-    with pytest.raises(SystemExit, match="'both' is in the ledger"):
+    with pytest.raises(SystemExit, match="'both' is claimed"):
         checked(book, runs, strict=True)
     chapters = checked(book, runs, strict=False)
-    assert "'both' is in the ledger" in capsys.readouterr().out
+    assert "'both' is claimed" in capsys.readouterr().out
     assert "Not checked in this copy." in scorecard.claims(chapters)
 
 
@@ -146,16 +169,16 @@ def test_holm_runs_over_a_chapter_and_only_over_what_should_hold(book):
 
 def test_a_surprise_is_marked(book):
     chapters = read(book, two=[card("other", finding(outcome="undecided"))])
-    assert "1 came out other than the ledger expected" in scorecard.summary(chapters)
+    assert "1 came out other than expected" in scorecard.summary(chapters)
     page = scorecard.claims(chapters)
     assert page.count("claim-unexpected") == 1 and "<strong>not as expected</strong> (holds)" in page
 
 
 def test_a_claim_names_its_source_and_its_chapter(book):
     page = scorecard.claims(read(book))
-    assert "(claim-both)=" in page and "**Both & all.**" in page
+    assert "(claim-both)=" in page and "**Both parts.** Both & all." in page
     assert "{cite:t}`adebayo2018sanity`, section 5. Test: the difference lies within ± 0.1." in page
-    assert "This book, Two. Test: the difference exceeds 0.1." in page
+    assert "This book, Two. Test: the difference exceeds 0.1. Id: `other`." in page
     assert "## Chapter two\n\n[Read the chapter](/notebooks/part/two.ipynb)" in page
     assert "second: <strong>contradicted here</strong>, as expected. Mean −0.250" in page
     assert page.count("<circle") == 4 * 5
@@ -173,3 +196,29 @@ def test_places_of_a_page_are_filled():
     assert fill("a\n\n% x: y\n\nb\n", {"x: y": "1 \\1\n2"}) == "a\n\n1 \\1\n2\n\nb\n"
     with pytest.raises(ValueError, match="no line '% z'"):
         fill("a\n", {"z": "1"})
+
+
+def test_a_claim_keeps_its_history_folded(book):
+    page = scorecard.claims(read(book))
+    assert page.count("<details><summary>History</summary>") == 3
+    assert "<li><time>2026-01-03</time>: margin: 0.2 → 0.1. It was &lt; wide.</li>" in page
+    assert "<li><time>2026-01-03</time>: the statement was: “Both.”</li></ul>" in page
+
+
+def test_dropped_claims_have_a_place_of_their_own(book):
+    chapters = read(book)
+    page = scorecard.dropped(chapters)
+    assert "**Chapter two**" in page and "Chapter one" not in page and "**Gone for good.** It goes." in page
+    assert "<li><time>2026-01-04</time>: dropped. Too bold.</li>" in page
+    assert "Gone for good" not in scorecard.claims(chapters) and scorecard.problems(chapters) == []
+
+
+def test_a_card_of_a_dropped_claim_is_a_problem(book):
+    assert scorecard.problems(read(book, two=[OTHER, card("gone", finding())])) == [
+        f"{TWO}: the card 'gone' is of no claim"
+    ]
+
+
+def test_a_chapter_without_claims_is_left_out(book):
+    (book / scorecard.FOLDER / "two.yml").unlink()
+    assert [chapter.path for chapter in read(book, two=None)] == [ONE]

@@ -1,6 +1,7 @@
 """Continuous integration: valid workflows that run the project's two commands, with no more rights than they need."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PATHS = sorted((ROOT / ".github/workflows").glob("*.yml"))
-WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in PATHS}
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS}
 JOBS = {(name, job): about for name, workflow in WORKFLOWS.items() for job, about in workflow["jobs"].items()}
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
 
@@ -22,10 +23,43 @@ def check(*paths: Path) -> subprocess.CompletedProcess:
 
 
 def test_workflows_follow_the_schema(tmp_path):
-    assert len(PATHS) == 2
+    assert {path.name for path in PATHS} == {"anywhere.yml", "binder.yml", "book.yml", "library.yml", "newest.yml"}
     assert check(*PATHS).returncode == 0, check(*PATHS).stdout
-    (tmp_path / "wrong.yml").write_text(PATHS[0].read_text().replace("runs-on", "run-on"))
+    wrong = PATHS[0].read_text(encoding="utf-8").replace("runs-on", "run-on")
+    (tmp_path / "wrong.yml").write_text(wrong, encoding="utf-8")
     assert check(tmp_path / "wrong.yml").returncode == 1
+
+
+@pytest.mark.skipif(
+    shutil.which("actionlint") is None, reason="there is no actionlint (https://rhysd.github.io/actionlint)"
+)
+def test_workflows_pass_actionlint():
+    ran = subprocess.run(["actionlint", *PATHS], capture_output=True, encoding="utf-8")
+    assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_workflow_says_first_that_it_was_not_run(path):
+    assert path.read_text(encoding="utf-8").startswith("# Not run here yet: ")
+
+
+def test_the_library_is_tested_on_three_systems_with_every_python_that_it_promises():
+    job = JOBS["library.yml", "test"]
+    assert job["strategy"]["matrix"] == {
+        "os": ["ubuntu-latest", "macos-latest", "windows-latest"],
+        "python": ["3.11", "3.12", "3.13"],
+    }
+    assert not [step["run"] for step in job["steps"] if "make" in step.get("run", "")], "Windows has no make"
+    assert JOBS["book.yml", "build"]["runs-on"] == "ubuntu-latest"
+
+
+def test_the_tests_of_the_library_mirror_its_modules():
+    command = [sys.executable, "-m", "pytest", "--library", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    found = {Path(line.partition("::")[0]) for line in ran.stdout.splitlines() if "::" in line}
+    assert {Path("tests/test_similarity.py"), Path("tests/test_sanity.py")} < found
+    assert {path.parent.name for path in found} == {"tests", "saliency"}
+    assert not [path for path in found if path.stem in ("test_build", "test_project", "test_workflows")]
 
 
 def test_rights_are_the_least():
@@ -39,21 +73,37 @@ def test_rights_are_the_least():
 def test_code_of_others_gets_no_rights():
     triggers = [workflow[True] for workflow in WORKFLOWS.values()]  # YAML reads `on` as true
     assert not [trigger for trigger in triggers if "pull_request_target" in trigger or "workflow_run" in trigger]
-    assert not [path.name for path in PATHS if "secrets." in path.read_text()]
+    assert not [path.name for path in PATHS if "secrets." in path.read_text(encoding="utf-8")]
     assert not [step["run"] for step in STEPS if "${{" in step.get("run", "")], "an expression in a script is code"
-    assert JOBS["book.yml", "publish"]["if"] == "github.ref == 'refs/heads/main'"
+    assert JOBS["book.yml", "publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert WORKFLOWS["book.yml"][True]["push"] == {"branches": ["main"], "tags": ["v*"]}
     assert all(step["uses"].startswith("actions/") for step in STEPS if "uses" in step)
     assert all(step["with"]["persist-credentials"] is False for step in STEPS if "checkout" in step.get("uses", ""))
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_runs_the_two_commands(name):
+@pytest.mark.parametrize("name", ["book.yml", "newest.yml"])
+def test_workflow_runs_style_and_types_and_the_two_commands(name):
     assert ".ci/run" in [step.get("run") for step in JOBS[name, "build"]["steps"]]
-    script = (ROOT / ".ci/run").read_text().splitlines()
-    assert script[-2:] == ["make book", "make test"] and os.access(ROOT / ".ci/run", os.X_OK)
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert script[-3:] == ["make lint", "make book", 'make "${TESTS:-test}"'] and os.access(ROOT / ".ci/run", os.X_OK)
 
 
-def test_the_weekly_run_keeps_nothing_and_pins_nothing():
+def test_only_the_weekly_run_is_of_all_tests():
+    assert JOBS["newest.yml", "build"]["env"]["TESTS"] == "test-all" and "env" not in JOBS["book.yml", "build"]
+    plans = {}
+    for target in ("test", "test-all"):
+        planned = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, encoding="utf-8")
+        plans[target] = planned.stdout.strip().splitlines()[-1]
+    assert plans["test-all"].split() == [*plans["test"].split(), "-m", '""']
+
+
+def test_lint_is_style_and_types_of_both_languages():
+    planned = subprocess.run(["make", "--dry-run", "lint"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    run = [line.removeprefix(".venv/bin/") for line in planned.stdout.splitlines() if line.startswith(".venv/bin/")]
+    assert run[-4:] == ["ruff check .", "ruff format --check .", "mypy", "oxlint --deny-warnings ."]
+
+
+def test_the_newest_versions_are_kept_and_pinned_by_nothing():
     job = JOBS["newest.yml", "build"]
     assert not [step for step in job["steps"] if "cache" in str(step)]
     command = ["make", "--dry-run", "--always-make", "book"]

@@ -219,4 +219,4 @@ if __name__ == "__main__":
         written.append({**trial._asdict(), **titles, "pictures": files})
     about = {"seed": SEED, "eligible": {name: len(pool.images) for name, pool in pools.items()}}
     about |= {"methods": [saliency.title(method) for method in METHODS], "trials": written, "end": last_pair(folder)}
-    (folder / "trials.json").write_text(json.dumps(about, indent=1))
+    (folder / "trials.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

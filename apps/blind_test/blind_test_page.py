@@ -19,7 +19,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 def parts(folder: Path) -> dict[Path, dict[str, str]]:
     """What is written into pages of book/, by page and place."""
-    about = json.loads((folder / "trials.json").read_text())
+    about = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
     return {
         Path("book/index.md"): {"blind test: trials": _raw(_test(about)), "blind test: method": _method(about)},
         Path("book/blind_test_sheet.md"): {
@@ -106,7 +106,7 @@ the map explains anything.</p>
 <details><summary>Every pair with its answer</summary></details>
 </section>
 <script>
-{BEHAVIOUR.read_text()}
+{BEHAVIOUR.read_text(encoding="utf-8")}
 blindTest.start(...["blind-test", "blind-test-results"].map((id) => document.getElementById(id)), {json.dumps(key)});
 </script>"""
 

@@ -98,7 +98,7 @@
     const table = part("maps");
     table.append(element("thead", {}, element("tr", {}, ...heads)));
     for (const [method, name] of Object.entries(METHODS)) {
-      cells[method] = heads.map((head) =>
+      cells[method] = heads.map(() =>
         element("td", {}, bitmap(""), element("span", { className: "dead" }), element("span", { className: "similarity" }), element("span", { className: "size" })),
       );
       const gauge = element("div", { className: "gauge" });
@@ -196,7 +196,7 @@
     const trained = explain(set.trained, image);
     const results = [trained];
     const show = (column) => {
-      const { seen, target, probabilities, maps } = results[column];
+      const { seen, probabilities, maps } = results[column];
       const head = part("maps").querySelectorAll("thead .sees")[column];
       head.textContent = `${set.classes[seen]} ${percent(probabilities[seen])}`;
       for (const method of Object.keys(METHODS)) showMap(method, column, maps[method], similarity(method, trained, results[column]));

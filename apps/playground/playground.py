@@ -149,4 +149,4 @@ if __name__ == "__main__":
     titles = {method: saliency.title(method) for method in METHODS}
     (folder / "shared.js").write_bytes(script("colours", colours()) + script("titles", titles))
     (folder / "still.png").write_bytes(still())
-    (folder / "unlike.txt").write_text(unlike())
+    (folder / "unlike.txt").write_text(unlike(), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Data and weights of the book, a distribution of their own (`saliency-sanity-assets`), verified on first use."""
 
 import hashlib
+import os
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -42,6 +43,19 @@ def manifest() -> dict[str, str]:
     return {name: sha for sha, name in (line.split(maxsplit=1) for line in lines if line)}
 
 
+def listed(folder: str) -> list[str]:
+    """Names of the assets in a folder, such as "textures", in order."""
+    _note(f"{folder}/")
+    return sorted(name for name in manifest() if name.startswith(f"{folder}/"))
+
+
+def _note(name: str) -> None:
+    """Where the build asks which assets a program uses, write one more name into its file."""
+    if file := os.environ.get("SANITY_ASSETS_NOTE"):
+        with open(file, "a", encoding="utf-8") as note:
+            note.write(f"{name}\n")
+
+
 @cache
 def _verified(path: Path, modified_ns: int, published: str) -> Path:
     if digest(path) != published:
@@ -66,4 +80,5 @@ def locate(name: str) -> Path:
         raise AssetError(f"{name!r} is not an asset of this package; there are: {', '.join(near)}.")
     if not path.is_file():
         raise AssetError(f"{path} is missing. Reinstall the package, or rebuild it with `make assets`.")
+    _note(name)
     return _verified(path, path.stat().st_mtime_ns, known[name])

@@ -50,7 +50,7 @@ def read_image(content: bytes, size: int) -> Tensor:
         Not an image, a damaged one, one with a side under 32 pixels or with more than 40 million pixels in all.
     """
     try:
-        image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content))
         width, height = image.size
         if width * height > LARGEST:
             raise ValueError(f"The image has {width} × {height} pixels; {LARGEST // 10**6} million is the most.")

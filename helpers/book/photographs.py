@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.models import SqueezeNet1_1_Weights
 from torchvision.transforms.v2 import functional as F
 
-from .assets import locate, manifest
+from .assets import listed, locate
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,7 +56,7 @@ def class_names() -> list[str]:
     return list(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def photographs(size: int = 224) -> tuple[Tensor, list[str]]:
+def whole(size: int = 224) -> tuple[Tensor, list[str]]:
     """Whole photographs, centre-cropped.
 
     Returns
@@ -174,9 +174,9 @@ def _background(background: str | Tensor, size: int) -> Tensor:
         if not (background.min() >= 0 and background.max() <= 1):
             raise ValueError("A background tensor is in [0, 1]; denormalize(...) undoes normalize(...).")
         return background
-    known = {"grey": None} | _folder("textures") | _folder("photographs")
-    if not isinstance(background, str) or background not in known:
-        raise ValueError(f"Unknown background {background!r}; known: {', '.join(known)}, or a tensor.")
+    known = _folder("textures") | _folder("photographs")
+    if not isinstance(background, str) or background not in ("grey", *known):
+        raise ValueError(f"Unknown background {background!r}; known: grey, {', '.join(known)}, or a tensor.")
     _check_size(size)
     if background == "grey":
         return torch.full((3, size, size), GREY)
@@ -185,8 +185,7 @@ def _background(background: str | Tensor, size: int) -> Tensor:
 
 def _folder(folder: str) -> dict[str, str]:
     """Stem -> asset name of the images in a folder of the assets."""
-    files = sorted(file for file in manifest() if file.startswith(f"{folder}/"))
-    return {file.removeprefix(f"{folder}/").rsplit(".", 1)[0]: file for file in files}
+    return {file.removeprefix(f"{folder}/").rsplit(".", 1)[0]: file for file in listed(folder)}
 
 
 def _read(file: str) -> Tensor:

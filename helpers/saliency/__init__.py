@@ -13,7 +13,6 @@ from torch import Tensor
 from . import controls
 from .backprop_rules import deconvnet, guided_backprop
 from .cam import gradcam, guided_gradcam
-from .deeplift import deeplift
 from .gradients import (
     expected_gradients,
     gradient,
@@ -26,6 +25,34 @@ from .gradients import (
 )
 from .lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
 from .perturbation import kernel_shap, lime, occlusion
+from .rescale import deeplift
+
+__all__ = [
+    "METHODS",
+    "ONE_PASS",
+    "controls",
+    "deconvnet",
+    "deeplift",
+    "expected_gradients",
+    "get",
+    "gradcam",
+    "gradient",
+    "guided_backprop",
+    "guided_gradcam",
+    "heatmap",
+    "input_x_gradient",
+    "integrated_gradients",
+    "kernel_shap",
+    "lime",
+    "lrp_alpha_beta",
+    "lrp_composite",
+    "lrp_epsilon",
+    "occlusion",
+    "smoothgrad",
+    "smoothgrad_integrated_gradients",
+    "smoothgrad_squared",
+    "vargrad",
+]
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     method.__name__: method

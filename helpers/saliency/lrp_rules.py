@@ -5,7 +5,7 @@ A model with any other step is refused.
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def _private_copy(model: nn.Module) -> nn.Module:
     """A copy with tensor objects of its own on the caller's memory: they may be replaced, not written to."""
-    own = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
+    own: dict[int, Tensor] = {
+        id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()
+    }
     own |= {id(tensor): tensor.detach() for tensor in model.buffers()}
     try:
         return copy.deepcopy(model, own)
@@ -94,7 +96,7 @@ class _CallRules(TorchFunctionMode):
     MEANS = frozenset("adaptive_avg_pool2d avg_pool2d mean sum".split())
     ADD = frozenset(("add", "add_"))
 
-    def __init__(self, norm: Norm, constants: Collection[str]):
+    def __init__(self, norm: Norm, constants: frozenset[str]):
         super().__init__()
         self.norm, self.constants = norm, constants
         self.kept: list[tuple] = []
@@ -104,11 +106,12 @@ class _CallRules(TorchFunctionMode):
         """Let go of the last pass: its rules and its backward graph hold one another where no collector looks."""
         for _, handles in self.kept:
             handles.remove()
-        self.kept.clear(), self.jumps.clear()
+        self.kept.clear()
+        self.jumps.clear()
 
     def follow(self, module: nn.Module) -> None:
         """Note in `jumps` where the backward graph of a module that has a rule begins and ends."""
-        below = []
+        below: list = []
 
         def after(module, args, output):
             self.jumps[output.grad_fn] = below.pop()
@@ -160,7 +163,7 @@ def propagate(
     images, maps = images.detach(), []
     # A constant that is added is a bias: all relevance passes it only where biases are left out.
     constants = {"mul", "mul_", "div", "div_"} | (set() if with_biases else {"add", "add_", "sub", "sub_"})
-    calls = _CallRules(Norm(stabilizer), constants)
+    calls = _CallRules(Norm(stabilizer), frozenset(constants))
     with explaining(model):
         copied = _private_copy(model)
         layers = _merge_norms(copied, images[:1])

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from ..device import generator
@@ -30,10 +29,10 @@ def _logits_of_masked(
         for part in chunks(count, image[None]):
             variants = torch.where(shown(part)[:, None], image, start)
             logits.append(chosen_logits(model, variants, target.expand(len(variants))))
-    logits = torch.cat(logits)
-    if not torch.isfinite(logits).all():
+    values = torch.cat(logits)
+    if not torch.isfinite(values).all():
         raise ValueError("the model's logits have NaN or infinite values where part of an image is hidden.")
-    return logits
+    return values
 
 
 def occlusion(
@@ -106,6 +105,8 @@ def superpixels(images: Tensor, count: int = 49) -> Tensor:
 
 
 def _slic(image: Tensor, count: int) -> Tensor:
+    from skimage.segmentation import slic  # here, because it takes a while and only photographs need it
+
     low, high = image.amin(), image.amax()
     picture = ((image - low) / (high - low).clamp(min=1e-12)).double().permute(1, 2, 0).cpu().numpy()
     found = slic(picture, n_segments=count, compactness=10, start_label=0)

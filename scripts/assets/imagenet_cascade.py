@@ -47,7 +47,7 @@ CONTROLS = ("sobel", "input", "noise")
 
 def choose(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[dict]]:
     """Images in [0, 1] that the model classifies correctly, their classes, and how each was made."""
-    photos, names = photographs.photographs()
+    photos, names = photographs.whole()
     found = [photos[names.index(name)] for name in PHOTOGRAPHS]
     made = [{"photograph": name} for name in PHOTOGRAPHS]
     index = photographs.stamps()

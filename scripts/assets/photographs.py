@@ -252,7 +252,7 @@ def main() -> None:
     columns = ["name", "file", "class_index", "class_name", "source", "p_grey", "grey", *TEXTURES]
     kept[columns].to_csv(folder / "index.csv", index=False, lineterminator="\n")
     credits = [f"| {r.name} | `{r.source}` | {CREDITS[r.credit]} |" for r in kept.itertuples(index=False)]
-    (folder / "LICENSE.md").write_text(TERMS.format(side=LONGEST_SIDE) + "\n".join(credits) + "\n")
+    (folder / "LICENSE.md").write_text(TERMS.format(side=LONGEST_SIDE) + "\n".join(credits) + "\n", encoding="utf-8")
     shutil.copyfile(arguments.gpl, folder / "COPYING")
 
     print(f"kept {len(kept)} of {len(table)} candidates; not:", ", ".join(table.drop(kept.index)["name"]))

@@ -1,35 +1,53 @@
-"""Claims: intervals against scipy, outcomes on data where the truth is known, the ledger itself."""
+"""Claims: intervals against scipy, outcomes on data where the truth is known, the claims of the book."""
 
+import datetime
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from saliency_sanity.book import claims
+from saliency_sanity.book.claims.card import html
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def ledger(monkeypatch, tmp_path):
-    """A ledger of one claim of each kind."""
-    path = tmp_path / "claims.yml"
-    path.write_text(
-        """
-- {id: more, statement: More., source: {key: a, where: b}, chapter: c, test: above, margin: 0.1, expected: holds}
-- {id: same, statement: Same., source: {key: a, where: b}, chapter: c, test: equivalent, margin: 0.1, expected: holds}
-- {id: less, statement: Less., source: {key: a, where: b}, chapter: c, test: above, margin: 0.1,
-   expected: contradicted here}
-- {id: both, statement: Both., source: {key: a, where: b}, chapter: c, test: above, margin: 0.1,
-   parts: {one: holds, two: contradicted here}}
+CLAIM = """
+  - id: {id}
+    title: A title
+    statement: {id}.
+    source: {{key: a, where: b}}
+    test: {test}
+    margin: 0.1
+    {expected}
+    design: {design}
+    history: [{{date: 2026-01-01, what: written down}}]
 """
-    )
-    monkeypatch.setattr(claims, "LEDGER", path)
+CLAIMS = {
+    "more": ("above", "expected: holds", "crossed"),
+    "same": ("equivalent", "expected: holds", "crossed"),
+    "less": ("above", "expected: contradicted here", "crossed"),
+    "both": ("above", "parts: {one: holds, two: contradicted here}", "crossed"),
+    "more, own": ("above", "expected: holds", "own images"),
+    "same, own": ("equivalent", "expected: holds", "own images"),
+    "share": ("above", "expected: holds", "{rate: networks}"),
+    "mixed": ("above", "parts: {images: holds, one: holds}", "{images: crossed, one: own images}"),
+    "shares": ("above", "parts: {one: holds}", "{one: {rate: maps}}"),
+    "images": ("above", "parts: {images: holds}", "own images"),
+}
+
+
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """A folder with the claims of one chapter, which has one of each kind."""
+    text = "".join(CLAIM.format(id=id, test=t, expected=e, design=d) for id, (t, e, d) in CLAIMS.items())
+    (tmp_path / "chapter.yml").write_text(f"claims:{text}", encoding="utf-8")
+    monkeypatch.setattr(claims, "FOLDER", tmp_path)
     monkeypatch.delenv("SANITY_STRICT", raising=False)
-    claims.ledger.cache_clear()
-    yield
-    claims.ledger.cache_clear()
+    return tmp_path
 
 
 def around(mean, spread=0.02, shape=(8, 20), seed=0):
@@ -48,16 +66,16 @@ def around(mean, spread=0.02, shape=(8, 20), seed=0):
         ("same", 0.1, "undecided"),
     ],
 )
-@pytest.mark.parametrize("shape", [(8, 20), (8,)])
-def test_outcomes_where_the_truth_is_known(ledger, claim, mean, outcome, shape):
+@pytest.mark.parametrize(("own", "shape"), [("", (8, 20)), (", own", (8,))])
+def test_outcomes_where_the_truth_is_known(files, claim, mean, outcome, own, shape):
     values = around(mean, shape=shape)
     if outcome == "undecided":
         values += mean - values.mean()
-    (finding,) = claims.check(claim, values, replicated="seeds").findings
+    (finding,) = claims.check(claim + own, values, replicated="seeds").findings
     assert finding.outcome == outcome
 
 
-def test_the_interval_over_replicates_is_scipys(ledger):
+def test_the_interval_over_replicates_is_scipys(files):
     values = around(0.3)
     (finding,) = claims.check("more", values, replicated="seeds").findings
     means = values.mean(1)
@@ -67,16 +85,16 @@ def test_the_interval_over_replicates_is_scipys(ledger):
     assert finding.p_value >= one_sided
 
 
-def test_two_one_sided_tests_agree_with_scipy(ledger):
+def test_two_one_sided_tests_agree_with_scipy(files):
     values = around(0.05, shape=(8,), spread=0.06)
-    (finding,) = claims.check("same", values, replicated="seeds").findings
+    (finding,) = claims.check("same, own", values, replicated="seeds").findings
     lower = stats.ttest_1samp(values, -0.1, alternative="greater").pvalue
     upper = stats.ttest_1samp(values, 0.1, alternative="less").pvalue
     assert finding.p_value == pytest.approx(max(lower, upper))
     assert (finding.outcome == "holds") == (finding.p_value < 0.05)
 
 
-def test_images_of_one_object_are_resampled_together(ledger):
+def test_images_of_one_object_are_resampled_together(files):
     values = np.repeat(around(0.3, 0.3, (8, 5)), 20, axis=1)  # 5 objects, 20 copies of each
     alone = claims.check("more", values, replicated="seeds").findings[0].image_interval
     objects = np.repeat(np.arange(5), 20)
@@ -84,14 +102,14 @@ def test_images_of_one_object_are_resampled_together(ledger):
     assert np.ptp(together) > 2 * np.ptp(alone)
 
 
-def test_one_bad_group_of_images_keeps_a_claim_undecided(ledger):
+def test_one_bad_group_of_images_keeps_a_claim_undecided(files):
     values = around(0.3)
     values[:, :8] -= 0.6  # every seed agrees, the images do not
     (finding,) = claims.check("more", values, replicated="seeds").findings
     assert finding.outcome != "holds"
 
 
-def test_undefined_differences_must_not_decide(ledger):
+def test_undefined_differences_must_not_decide(files):
     values = around(0.3)
     values[:, 0] = np.nan
     few = claims.check("more", values, replicated="seeds").findings[0]
@@ -100,17 +118,17 @@ def test_undefined_differences_must_not_decide(ledger):
     assert claims.check("more", values, replicated="seeds").findings[0].outcome == "undecided"
 
 
-def test_parts_have_outcomes_of_their_own(ledger):
+def test_parts_have_outcomes_of_their_own(files):
     card = claims.check("both", {"one": around(0.3), "two": around(0.0)}, replicated="seeds")
     assert [f.outcome for f in card.findings] == ["holds", "contradicted here"] and card.as_expected
 
 
-def test_identical_replicates(ledger):
+def test_identical_replicates(files):
     (finding,) = claims.check("more", np.full((5, 4), 0.3), replicated="seeds").findings
     assert finding.outcome == "holds" and finding.replicate_interval == (0.3, 0.3)
 
 
-def test_strict_mode_raises_and_a_reader_gets_a_card(ledger, monkeypatch):
+def test_strict_mode_raises_and_a_reader_gets_a_card(files, monkeypatch):
     card = claims.check("more", around(0.0), replicated="seeds")
     assert not card.as_expected and "NOT as expected" in card._repr_mimebundle_()["text/html"]
     monkeypatch.setenv("SANITY_STRICT", "1")
@@ -119,7 +137,7 @@ def test_strict_mode_raises_and_a_reader_gets_a_card(ledger, monkeypatch):
     assert claims.check("less", around(0.0), replicated="seeds").as_expected
 
 
-def test_the_card_can_be_read_back(ledger):
+def test_the_card_can_be_read_back(files):
     card = claims.check("both", {"one": around(0.3), "two": around(0.0)}, replicated="seeds")
     stored = json.loads(json.dumps(card._repr_mimebundle_()[claims.MIME]))
     assert stored["id"] == "both" and stored["findings"][1]["outcome"] == "contradicted here"
@@ -129,47 +147,137 @@ def test_the_card_can_be_read_back(ledger):
 @pytest.mark.parametrize(
     ("claim", "differences", "message"),
     [
-        ("nothing", np.ones((5, 3)), "unknown claim 'nothing'; known: more, same"),
+        ("nothing", np.ones((5, 3)), "unknown claim 'nothing'"),
+        ("mor", np.ones((5, 3)), "unknown claim 'mor'"),
         ("more", np.ones((4, 3)), "at least 5 replicates"),
         ("more", np.ones((5, 3, 2)), "shape"),
+        ("share", np.ones((5, 3, 2)), "shape"),
+        ("more", np.ones(5), r"'more' asks for D\[replicate, image\].*shape \(5,\)"),
+        ("more, own", np.ones((5, 3)), r"asks for D\[replicate\], since"),
+        ("share", np.full(5, 1.5), "shares of networks"),
+        ("share", np.full((5, 3), -1.5), "shares of networks"),
+        ("shares", {"one": np.full(5, 1.5)}, "shares of maps"),
+        ("mixed", {"images": np.ones(5), "one": np.ones(5)}, r"D\[replicate, image\]"),
+        ("mixed", {"images": np.ones((5, 3)), "one": np.ones((5, 3))}, r"D\[replicate\], since"),
         ("both", {"one": np.ones((5, 3))}, "has the parts"),
         ("more", {"one": np.ones((5, 3))}, "has the parts"),
     ],
 )
-def test_bad_input(ledger, claim, differences, message):
+def test_bad_input(files, claim, differences, message):
     with pytest.raises(ValueError, match=message):
         claims.check(claim, differences, replicated="seeds")
 
 
-def test_objects_must_fit_the_images(ledger):
+def test_objects_must_fit_the_images(files):
     with pytest.raises(ValueError, match="one object an image"):
         claims.check("more", around(0.3), replicated="seeds", objects=[0, 1])
 
 
-def test_intervals_cover_as_often_as_they_say(ledger):
+def test_intervals_cover_as_often_as_they_say(files):
     """Of 400 experiments with a true difference at the margin, about one in twenty 'holds'."""
     values = np.random.default_rng(0).normal(0.1, 0.1, (400, 10))
-    held = [claims.check("more", v, replicated="seeds").findings[0].outcome == "holds" for v in values]
+    held = [claims.check("more, own", v, replicated="seeds").findings[0].outcome == "holds" for v in values]
     assert 0.02 < np.mean(held) < 0.09
 
 
-def test_the_ledger_of_the_book():
-    entries = claims.ledger().values()
-    bibliography = (ROOT / "book" / "references.bib").read_text()
-    for entry in entries:
-        assert set(entry) - {"expected", "parts"} == {
-            "id",
-            "statement",
-            "source",
-            "chapter",
-            "test",
-            "margin",
-        }
-        assert entry["test"] == "above" or (entry["test"] == "equivalent" and entry["margin"] > 0)
-        outcomes = list((entry.get("parts") or {"": entry["expected"]}).values())
-        assert outcomes and set(outcomes) <= {claims.HOLDS, claims.CONTRADICTED}
-        chapter = ROOT / "notebooks" / f"{entry['chapter']}.ipynb"
-        assert chapter.exists(), entry["id"]
-        assert f'\\"{entry["id"]}\\"' in chapter.read_text(), f"{entry['id']} is not checked in its chapter"
-        key = entry["source"]["key"]
-        assert key == "this book" or f"{{{key}," in bibliography, entry["id"]
+def test_designs_that_fit(files):
+    for id, values in {
+        "share": np.full(5, 0.9), "mixed": {"images": around(0.3), "one": around(0.3, shape=(8,))},
+        "shares": {"one": around(0.3)}, "images": {"images": around(0.3, shape=(8,))},
+    }.items():  # fmt: skip
+        assert claims.check(id, values, replicated="seeds").as_expected
+
+
+def test_a_file_that_is_broken_stops_only_its_own_chapter(files):
+    (files / "another.yml").write_bytes(b"claims: [\xff\n  - id: elsewhere\n")
+    assert claims.check("more", around(0.3), replicated="seeds").chapter == "chapter"
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        claims.entry("elsewhere")
+
+
+def test_a_dropped_claim_cannot_be_checked(files):
+    (files / "given_up.yml").write_text("claims: []\ndropped:\n  - id: gone\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown claim 'gone'"):
+        claims.check("gone", around(0.3), replicated="seeds")
+
+
+def test_a_card_shows_its_title_first(files):
+    shown = claims.check("more", around(0.3), replicated="seeds")._repr_mimebundle_()
+    assert shown["text/html"] == html(shown[claims.MIME])
+    assert "<strong>A title</strong> (as expected): more. <em>a, b</em>" in shown["text/html"]
+
+
+BOOK = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(claims.FOLDER.glob("*.yml"))}
+LIVE = [(chapter, claim) for chapter, book in BOOK.items() for claim in book["claims"]]
+DROPPED = [(chapter, claim) for chapter, book in BOOK.items() for claim in book.get("dropped", [])]
+
+
+def test_every_claim_of_the_book_has_one_id():
+    ids = [claim["id"] for _, claim in LIVE + DROPPED]
+    assert len(LIVE) > 200 and len(set(ids)) == len(ids)
+
+
+def bibliography() -> set[str]:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "book/references").glob("*.bib")]
+    return {key for text in texts for key in re.findall(r"^@\w+\{([^,]+),", text, re.MULTILINE)}
+
+
+def test_the_claims_of_the_book_are_complete():
+    known, fields = bibliography(), {"id", "title", "statement", "source", "test", "margin", "history"}
+    for claim in [claim for _, claim in LIVE + DROPPED]:
+        id = claim["id"]
+        assert set(claim) - {"expected", "parts", "design"} == fields, id
+        assert len(claim["title"].split()) in range(3, 10) and "_" not in claim["title"], id
+        assert claim["test"] == "above" or (claim["test"] == "equivalent" and claim["margin"] > 0), id
+        outcomes = list((claim.get("parts") or {"": claim["expected"]}).values())
+        assert outcomes and set(outcomes) <= {claims.HOLDS, claims.CONTRADICTED}, id
+        key = claim["source"]["key"]
+        assert key == "this book" or key in known, id
+        dates = [event["date"] for event in claim["history"]]
+        assert dates and dates == sorted(dates) and all(type(date) is datetime.date for date in dates), id
+        assert all(event["what"] and set(event) <= {"date", "what", "why"} for event in claim["history"]), id
+
+
+def test_the_designs_of_the_book_are_known():
+    for _, claim in LIVE:
+        design, parts = claim["design"], claim.get("parts", {})
+        by_part = isinstance(design, dict) and set(design) != {"rate"}
+        assert not by_part or set(design) == set(parts), claim["id"]
+        for one in design.values() if by_part else [design]:
+            assert one in claims.DESIGNS if isinstance(one, str) else isinstance(one["rate"], str), claim["id"]
+    assert not any("design" in claim for _, claim in DROPPED)
+
+
+def test_each_claim_is_checked_by_the_chapter_that_its_file_is_named_after():
+    chapters = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*/*.ipynb")}
+    for chapter, claim in LIVE:
+        assert rf"\"{claim['id']}\"" in chapters[chapter], f"{claim['id']} is not checked in {chapter}"
+        assert claims.entry(claim["id"]) == claim | {"chapter": chapter}
+
+
+HISTORY = re.compile(
+    r"margins? (was|were|had been) ([^.]{0,40}(\d|lowered|raised)|set|moved|not moved)|words were revised"
+    r"|\b(was|were) \.\d+ (at first|until|on pilot)|\b(asked|claimed) for \.\d+ until"
+    r"|(first|earlier) (version|form|draft) (of this (chapter|claim)|took|claimed|asked)|this chapter's first version"
+    r"|claim[^.]{0,40} (was|were) (dropped|replaced|taken (out|back)|(first )?made)|dropped a claim|ledger had"
+    r"|(confirm|pilot)[^.]{0,60}\bundecided|undecided[^.]{0,40}(confirm|pilot)|\bpilot (runs?|draws)\b"
+    r"|set (anew )?on pilot|chosen on pilot|(confirming|confirmation) (run|seed)|first run with seed"
+    r"|changed after (a|looking)|after (its|their) results? (was|were) known",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("past", [
+    "The margin was .05 until a run had been seen.", "It was .05 at first; every run held that.",
+    "A first version of this chapter took forty.", "The claim was first made for digits too.",
+    "At confirmation seed 2 the part was undecided.", "We dropped a claim that did not stand.",
+])  # fmt: skip
+def test_the_past_of_a_claim_is_recognised(past):
+    assert HISTORY.search(past)
+
+
+def test_no_chapter_tells_the_past_of_a_claim():
+    for path in (ROOT / "notebooks").glob("*/*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            found = HISTORY.search("".join(cell["source"])) if cell["cell_type"] == "markdown" else None
+            assert not found, f"{path.name}: {found and found[0]!r} belongs into the claim's history"

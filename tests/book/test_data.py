@@ -35,11 +35,13 @@ def test_the_order_is_mixed_and_fixed(parts):
         assert torch.equal(images, data.load(name, split).images)
 
 
+@pytest.mark.files
 def test_no_image_is_in_both_parts(parts):
     train, test = ({image.numpy().tobytes() for image in (part.images * 255).byte()} for part in parts[1].values())
     assert not train & test
 
 
+@pytest.mark.files
 def test_a_class_looks_alike():
     """Each class mean is nearer to its own images than to those of others, in most cases."""
     images, labels, _ = data.load("digits")

@@ -4,15 +4,21 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
+from rendering import EXPLORER
 from saliency_sanity import plots, sanity
 from saliency_sanity.book import data, explorer, models, photographs
 
+FOLDER = str(Path(explorer.__file__).parent)
 AXES = {"stage": ["trained", "top", "all"], "method": ["Gradient", "Sobel"]}
 
 
@@ -33,8 +39,7 @@ def given() -> dict:
 
 @pytest.fixture(scope="module")
 def element(given) -> BeautifulSoup:
-    html = explorer.explore(AXES, title="Two methods", slider="stage", **given)._repr_html_()
-    return BeautifulSoup(html, "html.parser")
+    return BeautifulSoup(explorer.explore(AXES, title="Two methods", slider="stage", **given), "html.parser")
 
 
 def pixels(source: str) -> np.ndarray:
@@ -141,7 +146,7 @@ def test_a_gap_breaks_the_curve_and_reads_undefined():
 
 
 def test_large_pictures_are_small_and_look_the_same():
-    photograph = photographs.photographs(160)[0][0]
+    photograph = photographs.whole(160)[0][0]
     html = explorer.explore({"image": ["cat"]}, {"photograph": plots.picture(photograph)[None]}, title="A cat")
     shown = torch.from_numpy(pixels(BeautifulSoup(html, "html.parser").img["src"]) / 255).permute(2, 0, 1)
     assert len(html) < 40_000 and (shown - photograph).abs().mean() < 0.02
@@ -159,6 +164,23 @@ def test_switches_count_in_powers_of_two():
     html = explorer.explore({"bits": range(16)}, {"p": draw(16, 2, 2)}, title="t", switches=(2, 2))
     boxes = BeautifulSoup(html, "html.parser").select("fieldset input[type=checkbox]")
     assert [box["aria-label"] for box in boxes] == [f"row {i}, column {j}" for i in (1, 2) for j in (1, 2)]
+
+
+def test_a_notebook_gets_the_element_and_the_build_its_data(given):
+    shown = explorer.explore(AXES, title="Two methods", slider="stage", **given)
+    bundle = InteractiveShell().display_formatter.format(shown)[0]
+    assert set(bundle) == {"text/plain", "text/html", EXPLORER} and explorer.MIME == EXPLORER
+    assert bundle["text/html"] == shown and re.fullmatch(r"<explorer of \d+ kB>", bundle["text/plain"])
+
+
+def test_the_build_draws_the_same_element_without_the_package(given):
+    gap = np.array([[0.5], [np.nan], [-np.inf]])
+    shown = explorer.explore(AXES, title="t", slider="stage", **given | {"curves": {"c": {"d": gap}}})
+    program = "import json, render, sys; sys.stdout.write(render.html(json.load(sys.stdin)))"
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({FOLDER!r}); {program}"]
+    data = json.dumps(shown.data, allow_nan=False)
+    drawn = subprocess.run(command, input=data, capture_output=True, encoding="utf-8", check=True)
+    assert drawn.stdout == shown and "undefined" in shown
 
 
 GOOD = {"axes": {"m": ["a", "b"]}, "panels": {"p": draw(2, 4, 4)}}

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 import train
+from networks import weekly_but
 from saliency_sanity import inference
 from saliency_sanity.book import bugs, data, models, training
 from saliency_sanity.book.assets import AssetError, locate
-from saliency_sanity.book.photographs import class_names, normalize, photographs
+from saliency_sanity.book.photographs import class_names, normalize, whole
 
 PAIRS = [(name, labels) for name, recipe in models.REGISTRY.items() for labels in recipe.labels or [None]]
 RECORDED = [pair for pair in PAIRS if models.REGISTRY[pair[0]].record]
@@ -44,6 +45,7 @@ def test_the_papers_cnn_at_a_size_that_ships():
     assert [n for n, _ in models.cnn(batch_norm=True).named_children() if "norm" in n] == ["norm1", "norm2"]
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "labels"), PAIRS)
 def test_every_checkpoint_loads_in_eval_mode(name, labels):
     for seed in range(models.REGISTRY[name].seeds):
@@ -52,6 +54,7 @@ def test_every_checkpoint_loads_in_eval_mode(name, labels):
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "labels"), RECORDED)
 def test_a_checkpoint_classifies_what_its_recipe_gives_it_as_recorded(name, labels):
     model = models.load(name, labels=labels, seed=1)
@@ -132,6 +135,7 @@ def scenes():
     }
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "seed"), list(product(SCENES, [0, 7])))
 def test_planted_bugs_are_bugs(name, seed, scenes):
     """Each network does what its bug makes it do, and the others do not."""
@@ -157,6 +161,7 @@ def test_the_networks_of_the_scenes_have_learned():
 KEPT = {"pooled_clothes": 0, "frozen_conv1": 1, "frozen_conv2": 2}  # convolutions that are as initialised
 
 
+@pytest.mark.files
 @pytest.mark.parametrize(("name", "seed"), list(product([*KEPT, "frozen_features"], [0, 5])))
 def test_frozen_stages_are_as_they_were_and_the_others_are_not(name, seed):
     model, start = models.load(name, seed=seed), models.pooled_cnn(seed=seed)
@@ -173,6 +178,7 @@ def test_freezing_the_first_convolution_costs_little_and_freezing_all_of_them_mu
     assert (test.pooled_clothes - test.frozen_features).min() > 0.05
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("labels", models.LABELS)
 def test_seeds_are_different_networks(labels):
     stored = [
@@ -190,7 +196,7 @@ def squeezenet():
 
 @pytest.mark.parametrize(("photograph", "name"), [("chelsea", "Egyptian cat"), ("coffee", "espresso")])
 def test_squeezenet_names_photographs(squeezenet, photograph, name):
-    images, names = photographs(224)
+    images, names = whole(224)
     logits = inference.predict(squeezenet, normalize(images[names.index(photograph)][None]))
     assert class_names()[logits.argmax()] == name
 
@@ -207,7 +213,7 @@ def test_loading_twice_gives_two_models_that_do_not_share_memory(name):
         assert torch.equal(p, q) and p.data_ptr() != q.data_ptr()
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "resnet50"])
+@pytest.mark.parametrize("name", weekly_but("resnet50", of=["inception_v3", "resnet50"]))
 def test_the_papers_networks_without_weights(name):
     state = torch.get_rng_state()
     model = models.load(name, weights=None, seed=1)

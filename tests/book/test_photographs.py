@@ -17,9 +17,9 @@ from saliency_sanity.book.photographs import (
     denormalize,
     normalize,
     paste,
-    photographs,
     stamps,
     textures,
+    whole,
 )
 from torchvision.transforms.v2 import functional as F
 
@@ -66,7 +66,7 @@ def test_class_names():
 
 @pytest.mark.parametrize("size", [32, 224, 299])
 def test_whole_photographs(size):
-    images, names = photographs(size)
+    images, names = whole(size)
     assert images.shape == (len(names), 3, size, size) and images.dtype == torch.float32
     assert names == ["astronaut", "chelsea", "china", "coffee", "flower", "rocket"]
     assert images.min() >= 0 and images.max() <= 1 and images.std(dim=(1, 2, 3)).min() > 0.05
@@ -89,11 +89,12 @@ def test_network_file_says_where_it_is_from():
 
 
 def test_photographs_named_right(network):
-    images, names = photographs()
+    images, names = whole()
     top = dict(zip(names, (class_names()[i] for i in predict(network, images).argmax(1))))
     assert top["chelsea"] in {"Egyptian cat", "tabby", "tiger cat"} and top["coffee"] == "espresso"
 
 
+@pytest.mark.files
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_objects_named_right_as_the_index_says(network, background):
     index = stamps()
@@ -118,6 +119,7 @@ def test_index_is_complete():
     assert set(index["file"]) == files and {f"stamps/{file}" for file in files} <= set(manifest())
 
 
+@pytest.mark.files
 def test_objects_are_small_cut_outs_with_a_margin():
     for file in stamps()["file"]:
         image = Image.open(locate(f"stamps/{file}"))
@@ -130,10 +132,10 @@ def test_objects_are_small_cut_outs_with_a_margin():
 def test_sizes_and_licences():
     size = {name: sum(file.stat().st_size for file in (assets_folder() / name).iterdir()) for name in LIMITS}
     assert all(size[name] <= limit for name, limit in LIMITS.items()), size
-    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text()
+    licence = (assets_folder() / "stamps" / "LICENSE.md").read_text(encoding="utf-8")
     assert "version 2 or" in licence and "tuxpaint-stamps-default" in licence
     assert all(f"| {name} | `{source}` |" in licence for name, source in stamps()[["name", "source"]].values)
-    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text()
+    assert "GNU GENERAL PUBLIC LICENSE" in (assets_folder() / "stamps" / "COPYING").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("background", [*BACKGROUNDS, "coffee"])

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torchvision
 from captum.attr._utils.lrp_rules import EpsilonRule
-from networks import CLASSES, cnn, images, linear, lively, targets, with_relu_modules
+from networks import CLASSES, cnn, images, linear, lively, targets, weekly_but, with_relu_modules
 from saliency_sanity.book import models, photographs
 from saliency_sanity.device import local_seed
 from saliency_sanity.saliency import lrp_rules, passes
-from saliency_sanity.saliency.deeplift import deeplift
 from saliency_sanity.saliency.gradients import input_x_gradient
 from saliency_sanity.saliency.lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
+from saliency_sanity.saliency.rescale import deeplift
 from torch import nn
 from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
@@ -289,14 +289,17 @@ def vgg11_bn():
     return nn.Sequential(features, nn.Flatten(), nn.Linear(512, CLASSES))
 
 
+def resnet(name):
+    return partial(torchvision.models.get_model, name, weights=None, num_classes=CLASSES)
+
+
 @pytest.mark.parametrize(
     "build, canonizer, side",
     [
-        (vgg11_bn, SequentialMergeBatchNorm, 32),
-        (partial(torchvision.models.resnet18, num_classes=CLASSES), ResNetCanonizer, 64),
-        (partial(torchvision.models.resnet50, num_classes=CLASSES), ResNetCanonizer, 64),
+        pytest.param(vgg11_bn, SequentialMergeBatchNorm, 32, id="vgg11_bn", marks=pytest.mark.weekly),
+        pytest.param(resnet("resnet18"), ResNetCanonizer, 64, id="resnet18"),
+        pytest.param(resnet("resnet50"), ResNetCanonizer, 64, id="resnet50", marks=pytest.mark.weekly),
     ],
-    ids=["vgg11_bn", "resnet18", "resnet50"],
 )
 def test_lrp_composite_is_zennits(build, canonizer, side):
     with local_seed(0):
@@ -328,6 +331,9 @@ WIDE = {
 }
 
 
+BOOKS = [name for name in WIDE if name.startswith("the book's")]
+
+
 def wide(name):
     with local_seed(0):
         model, side = WIDE[name]()
@@ -337,7 +343,7 @@ def wide(name):
     return model, x, model(x).argmax(1)
 
 
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", weekly_but("resnet18", *BOOKS, of=WIDE))
 @pytest.mark.parametrize("baseline", [0.0, 0.5])
 def test_deeplift_adds_up_to_the_change_of_the_logit(name, baseline):
     model, x, y = wide(name)
@@ -346,14 +352,17 @@ def test_deeplift_adds_up_to_the_change_of_the_logit(name, baseline):
     assert ((maps.sum((1, 2, 3)) - change).abs() < 1e-5 * maps.abs().sum((1, 2, 3))).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(WIDE) - {"densenet121", "mobilenet_v2"}))
+LRP_NETWORKS = sorted(set(WIDE) - {"densenet121", "mobilenet_v2"})
+
+
+@pytest.mark.parametrize("name", weekly_but("resnet18", *BOOKS, of=LRP_NETWORKS))
 @pytest.mark.parametrize("lrp", (lrp_alpha_beta, lrp_composite), ids=lambda method: method.__name__)
 def test_lrp_adds_up_to_the_logit(name, lrp):
     model, x, y = wide(name)
     torch.testing.assert_close(lrp(model, x, y).sum((1, 2, 3)), logits(model, x, y), rtol=2e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["the book's cnn", "the book's cnn with batch-norm", "the book's mlp"])
+@pytest.mark.parametrize("name", BOOKS)
 def test_lrp_epsilon_adds_up_to_the_logit_on_the_books_networks(name):
     model, x, y = wide(name)
     model, x = model.double(), x.double()
@@ -363,7 +372,7 @@ def test_lrp_epsilon_adds_up_to_the_logit_on_the_books_networks(name):
 
 def test_lrp_epsilon_adds_up_to_the_logit_on_the_trained_squeezenet():
     model = models.load("squeezenet_imagenet")
-    x = photographs.normalize(photographs.photographs(96)[0][:3])
+    x = photographs.normalize(photographs.whole(96)[0][:3])
     y = model(x).argmax(1)
     torch.testing.assert_close(lrp_epsilon(model, x, y).sum((1, 2, 3)), logits(model, x, y), rtol=1e-3, atol=0)
     lost = lrp_epsilon(model, x, y, zero_params=None).sum((1, 2, 3)) / logits(model, x, y)

@@ -1,33 +1,45 @@
 """A claim of a paper or of a chapter, checked against what was just measured.
 
-The ledger `claims.yml` is written before the experiment is run for good. Each entry has
+The claims of a chapter stand in a file of its own in this folder, named after it, and are written before the
+experiment is run for good. Each entry begins with a line `- id: ...` and has
 
-`id`, `statement` (in our words), `source` (`key` of the bibliography and `where` in it), `chapter`,
-`test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`), and
-`expected`: `holds` or `contradicted here`, for the claim or, under `parts`, for each named part of it.
+`id`, `title` and `statement` (in our words), `source` (`key` of the bibliography and `where` in it),
+`test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`),
+`expected`: `holds` or `contradicted here`, for the claim or, under `parts`, for each named part of it,
+`design`: `crossed` (every replicate with the same images), `own images` (one number a replicate), or
+`{rate: unit}` (a share of such units, or a difference of shares), for the claim or for each part, and
+`history`: a list of `date`, `what` and, where it is known, `why`, which begins when the claim was written down.
+
+Claims that were given up stand under `dropped` in the same file.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import yaml
 from scipy import stats
 
-LEDGER = Path(__file__).parents[2] / "claims.yml"
+from .card import html
+
+FOLDER = Path(__file__).parent
 MIME = "application/vnd.saliency-sanity.claim+json"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
 FEWEST_REPLICATES = 5
 RESAMPLES = 4_000
+DESIGNS = {  # the dimensions of the differences, and what they are
+    "crossed": (2, "D[replicate, image], the same images for every replicate"),
+    "own images": (1, "D[replicate], since every replicate has images of its own"),
+}
 
 
 class ClaimError(AssertionError):
-    """The outcome of a check is not the one that the ledger expects."""
+    """The outcome of a check is not the one that the claim expects."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Card:
     """The result of a check; shows itself in a notebook and is read back by the scorecard."""
 
     id: str
+    title: str
     statement: str
     chapter: str
     source: str
@@ -64,7 +77,7 @@ class Card:
         return all(finding.outcome == finding.expected for finding in self.findings)
 
     def __str__(self) -> str:
-        lines = [f"{self.id}: {self.statement} ({self.source})"]
+        lines = [f"{self.title}. {self.statement} ({self.source})"]
         for f in self.findings:
             low, high = f.replicate_interval
             lines.append(
@@ -74,17 +87,28 @@ class Card:
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, **_) -> dict:
-        return {"text/plain": str(self), "text/html": _html(self), MIME: asdict(self)}
+        return {"text/plain": str(self), "text/html": html(asdict(self)), MIME: asdict(self)}
+
+
+def entry(id: str) -> dict:
+    """The claim `id` with all its fields and its `chapter`; of the files, only the one that has it is parsed.
+
+    Raises
+    ------
+    ValueError
+        No chapter makes this claim.
+    """
+    for path in sorted(FOLDER.glob("*.yml")):
+        if re.search(rb"^ *- id: %s\s*$" % re.escape(id.encode()), path.read_bytes(), re.MULTILINE):
+            for claim in _parsed(path):
+                if claim["id"] == id:
+                    return claim
+    raise ValueError(f"unknown claim {id!r}: no file in {FOLDER} has it among its claims.")
 
 
 @cache
-def ledger() -> dict[str, dict]:
-    """All claims by id, in the order of the file."""
-    entries = yaml.safe_load(LEDGER.read_text())
-    claims = {entry["id"]: entry for entry in entries}
-    if len(claims) < len(entries):
-        raise ValueError("two claims of the ledger have the same id.")
-    return claims
+def _parsed(path: Path) -> list[dict]:
+    return [claim | {"chapter": path.stem} for claim in yaml.safe_load(path.read_text(encoding="utf-8"))["claims"]]
 
 
 def check(
@@ -95,12 +119,12 @@ def check(
     objects: Sequence | None = None,
     undefined: tuple[float, float] = (-1.0, 1.0),
 ) -> Card:
-    """Test claim `id` of the ledger on paired differences.
+    """Test claim `id` on paired differences.
 
     Parameters
     ----------
-    differences : `D[replicate, image]`, or `D[replicate]` where every replicate drew its own images; for a
-        claim with parts a mapping from the part's name to such an array. At least five replicates.
+    differences : `D[replicate, image]`, or `D[replicate]` where every replicate drew its own images, as the claim's
+        design says; for a claim with parts a mapping from the part's name to such an array. At least five replicates.
     replicated : what the replicates are, for example "re-initialisations" or "training seeds".
     objects : for every image the object it shows; images of one object are resampled together.
     undefined : NaN differences are counted, scored once as the first and once as the second of these numbers,
@@ -117,24 +141,40 @@ def check(
     ClaimError
         Under `SANITY_STRICT=1`, if an outcome is not the expected one.
     ValueError
-        Unknown id or part, too few replicates, or differences of a wrong shape.
+        Unknown id or part, too few replicates, or differences that do not have the claim's design.
     """
-    if id not in ledger():
-        raise ValueError(f"unknown claim {id!r}; known: {', '.join(ledger())}.")
-    claim = ledger()[id]
+    claim = entry(id)
     expected = claim.get("parts") or {"": claim["expected"]}
     given = differences if isinstance(differences, Mapping) else {"": differences}
     if set(given) != set(expected):
         raise ValueError(f"claim {id!r} has the parts {list(expected)}, got {list(given)}.")
+    for name, values in given.items():
+        _check_design(claim, name, values)
     findings = [
         _find(name, expected[name], claim["test"], claim["margin"], given[name], objects, undefined)
         for name in expected
     ]
     source = f"{claim['source']['key']}, {claim['source']['where']}"
-    card = Card(id, claim["statement"], claim["chapter"], source, claim["test"], claim["margin"], replicated, findings)
+    names = ("title", "statement", "chapter")
+    card = Card(id, *(claim[name] for name in names), source, claim["test"], claim["margin"], replicated, findings)
     if os.environ.get("SANITY_STRICT") == "1" and not card.as_expected:
-        raise ClaimError(str(card))
+        raise ClaimError(f"{id}: {card}")
     return card
+
+
+def _check_design(claim: dict, part: str, differences) -> None:
+    """Refuse differences that are not what the claim's design, or this part's, says."""
+    design, values = claim["design"], np.asarray(differences, dtype=float)
+    if isinstance(design, dict) and part in design:
+        design = design[part]
+    if isinstance(design, dict):
+        wanted = f"shares of {design['rate']}, or differences of such shares, from -1 to 1"
+        fits = np.nanmax(np.abs(values), initial=0) <= 1 + 1e-9
+    else:
+        dimensions, wanted = DESIGNS[design]
+        fits = values.ndim == dimensions
+    if not fits:
+        raise ValueError(f"claim {claim['id']!r} asks for {wanted}; got an array of shape {values.shape}.")
 
 
 def _find(name, expected, test, margin, differences, objects, undefined) -> Finding:
@@ -207,44 +247,3 @@ def _test(values: np.ndarray, test: str, margin: float, objects) -> tuple:
     outcome = HOLDS if holds else CONTRADICTED if outside else UNDECIDED
     intervals = [(mean.low, mean.high) for mean in means]
     return outcome, float(p_value), intervals[0], intervals[1] if len(intervals) > 1 else None
-
-
-def _html(card: Card) -> str:
-    """The card of a check: one line of dots a finding, the margin marked, green where as expected, else red."""
-    colour = "#1b7f3b" if card.as_expected else "#b3261e"
-    word = {True: "as expected", False: "NOT as expected"}[card.as_expected]
-    parts = "".join(_finding_html(card, finding) for finding in card.findings)
-    return (
-        f'<div style="border-left:4px solid {colour};padding:.4em .8em;margin:.5em 0">'
-        f"<strong>{escape(card.id)}</strong> ({word}): {escape(card.statement)} "
-        f"<em>{escape(card.source)}</em>{parts}</div>"
-    )
-
-
-def _finding_html(card: Card, f: Finding) -> str:
-    marks = [-card.margin, card.margin] if card.test == "equivalent" else [card.margin]
-    values = [*f.replicates, *marks, *f.replicate_interval, 0.0]
-    low, width = min(values), (max(values) - min(values)) or 1.0
-
-    def x(value: float) -> float:
-        return round(10 + 280 * (value - low) / width, 1)
-
-    ends = [x(end) for end in f.replicate_interval]
-    shapes = [f'<line x1="{ends[0]}" x2="{ends[1]}" y1="14" y2="14" stroke="currentColor" stroke-width="2"/>']
-    shapes += [f'<line x1="{x(m)}" x2="{x(m)}" y1="2" y2="26" stroke="#b35900" stroke-dasharray="3 2"/>' for m in marks]
-    shapes += [f'<circle cx="{x(v)}" cy="14" r="4" fill="#2166ac" fill-opacity=".7"/>' for v in f.replicates]
-    interval = f"{f.replicate_interval[0]:.3f} to {f.replicate_interval[1]:.3f}"
-    images = f"; over {f.images} images {f.image_interval[0]:.3f} to {f.image_interval[1]:.3f}" if f.images else ""
-    test = f"{'above' if card.test == 'above' else 'within &plusmn;'} {card.margin:g}"
-    undefined = f"; {f.undefined} undefined similarities, scored both ways" if f.undefined else ""
-    text = (
-        f"{escape(f.name) + ': ' if f.name else ''}<strong>{f.outcome}</strong> (expected: {f.expected}). "
-        f"Difference {test}? Mean {f.mean:.3f}; 90&nbsp;% interval over {len(f.replicates)} "
-        f"{escape(card.replicated)} {interval}{images}{undefined}; p = {f.p_value:.2g}."
-    )
-    label = f"{len(f.replicates)} replicates as dots, mean {f.mean:.3f}, interval {interval}, margin {card.margin:g}"
-    picture = (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 300 28" width="300" height="28" '
-        f'style="max-width:100%;display:block">{"".join(shapes)}</svg>'
-    )
-    return f"<div>{text}{picture}</div>"

@@ -8,13 +8,8 @@ off, and in print, the first state and the table of all numbers are there.
 
 import base64
 import io
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,20 +18,28 @@ from PIL import Image
 from torch import Tensor
 
 from ...plots import LINES
+from .render import html
 
 FLOORS, CEILINGS = ("other_image", "noise"), ("twin", "retest")
 SHOWN = "the map shown, against the trained one"
 EXACT = 64  # pixels: pictures up to this side are stored without loss and shown as squares
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 260, 150, 34, 24, 10, 24  # of a chart and its margins
+MIME = "application/vnd.saliency-sanity.explorer+json"
 
 Array = np.ndarray | Tensor
 
 
 class Explorer(str):
-    """The HTML of an explorer; a notebook shows the element itself."""
+    """The HTML of an explorer; a notebook shows the element itself, and the build draws it again from `data`."""
 
-    def _repr_html_(self) -> str:
-        return str(self)
+    data: dict
+
+    def __new__(cls, data: dict) -> "Explorer":
+        element = super().__new__(cls, html(data))
+        element.data = data
+        return element
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        return {"text/plain": repr(self), "text/html": str(self), MIME: self.data}
 
     def __repr__(self) -> str:
         return f"<explorer of {len(self) // 1000} kB>"
@@ -85,26 +88,16 @@ def explore(
     sides = [values.shape[len(axes) :][:2] for values in pictures.values()]
     if wipe and (len(sides) < 2 or sides[0] != sides[1]):
         raise ValueError("wipe=True needs two panels of the same height and width.")
-    charts = {
-        chart: {name: _numbers(f"{chart}, {name}", values, axes).astype(float) for name, values in series.items()}
-        for chart, series in curves.items()
-    }
-    facts = {name: _numbers(name, values, axes) for name, values in facts.items()}
-
-    parts: list[dict] = []  # whatever changes with the state
-    figures = _figures({name: _image(name, values, axes, parts) for name, values in pictures.items()}, wipe)
-    drawn = [_chart(chart, series, slider, axes, parts) for chart, series in charts.items()]
-    status = _status(axes, charts, facts, parts)
-    legend = _legend(charts, list(axes).index(slider)) if charts else ""
-    data = json.dumps({"axes": list(axes.items()), "parts": parts}, separators=(",", ":")).replace("<", "\\u003c")
-    style, script = ((Path(__file__).parent / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return Explorer(
-        f'<div class="explorer" role="group" aria-label="{escape(title)}">\n<style>\n{style}</style>\n'
-        f'<div class="controls" hidden>{_controls(axes, slider, switches)}</div>\n'
-        f'<div class="panels">{"".join(figures)}</div>\n<div class="charts">{"".join(drawn)}</div>\n{legend}{status}\n'
-        f"{_table(axes, charts, facts)}\n"
-        f'<script type="application/json">{data}</script>\n<script>\n{script}</script>\n</div>'
-    )
+    return Explorer({
+        "title": title,
+        "axes": list(axes.items()),
+        "slider": slider,
+        "switches": switches,
+        "wipe": wipe,
+        "panels": [_panel(name, values, axes) for name, values in pictures.items()],
+        "charts": [_chart(name, series, axes) for name, series in curves.items()],
+        "facts": [{"name": name, **_array(name, values, axes)} for name, values in facts.items()],
+    })  # fmt: skip
 
 
 def similarity_curves(frame: pd.DataFrame, names: Mapping[str, str] | None = None) -> dict[str, dict[str, np.ndarray]]:
@@ -174,10 +167,13 @@ def _fit(what: str, shape: tuple[int, ...], axes) -> None:
         raise ValueError(f"{what}: {shape} does not fit the axes ({wanted}); each may be 1 instead.")
 
 
-def _numbers(name: str, values: Array, axes) -> np.ndarray:
+def _array(name: str, values: Array, axes) -> dict:
+    """Numbers or words as JSON knows them; what is not finite is undefined."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     _fit(f"the numbers of {name!r}", array.shape, axes)
-    return array
+    flat = array.ravel().tolist()
+    flat = [None if isinstance(value, float) and not np.isfinite(value) else value for value in flat]
+    return {"shape": list(array.shape), "values": flat}
 
 
 def _pictures(name: str, values: Array, axes) -> np.ndarray:
@@ -194,83 +190,15 @@ def _pictures(name: str, values: Array, axes) -> np.ndarray:
     return (array * 255).round().astype(np.uint8)
 
 
-def _add(parts: list, shown: list[str], shape: Sequence[int], name: str = "") -> str:
-    """Store a part, what it shows state after state; returns the first, and `parts` says where to look for others."""
-    places = {value: place for place, value in enumerate(dict.fromkeys(shown))}
-    steps = [int(np.prod(shape[k + 1 :])) * (size > 1) for k, size in enumerate(shape)]
-    parts.append({"name": name, "steps": steps, "values": list(places), "shown": [places[value] for value in shown]})
-    return shown[0]
-
-
-def _state(axes, shape: Sequence[int]) -> str:
-    """The first state in words; axes that make no difference are left out."""
-    return ", ".join(f"{name} {labels[0]}" for (name, labels), size in zip(axes.items(), shape) if size > 1)
-
-
-def _words(values: np.ndarray) -> list[str]:
-    """Numbers as one reads them, or words as they are."""
-
-    def word(value) -> str:
-        if isinstance(value, str | int | np.integer):
-            return str(value)
-        digits = "undefined" if np.isnan(value) else f"{value:.2f}" if abs(value) < 1 else f"{value:.3g}"
-        return digits.replace("-", "−")
-
-    return [word(value) for value in values.ravel()]
-
-
-def _line(name: str) -> str:
-    return LINES[name][0] if name in LINES else name
-
-
-def _status(axes, charts, facts, parts) -> str:
-    """In words, what the state is and what its numbers are."""
-
-    def number(tag: str, values: np.ndarray) -> str:
-        first = _add(parts, _words(values), values.shape)
-        return f'<{tag} data-part="{len(parts) - 1}">{escape(first)}</{tag}>'
-
-    lines = [f'<span class="state">{escape(_state(axes, [len(labels) for labels in axes.values()]))}</span>']
-    for chart, series in charts.items():
-        (_, values), *others = series.items()
-        shown = number("b", values)
-        rest = "; ".join(f"{escape(_line(name))} {number('span', values)}" for name, values in others)
-        lines.append(f"{escape(chart)} {shown}{f' ({rest})' * bool(rest)}")
-    lines += [f"{escape(name)} {number('b', values)}" for name, values in facts.items()]
-    return f'<div role="status" aria-atomic="true">{"".join(f"<p>{line}</p>" for line in lines)}</div>'
-
-
-def _table(axes, charts, facts) -> str:
-    """All numbers, one row a state."""
-    columns = dict(zip(axes, zip(*product(*axes.values()))))
-    given = {f"{chart}, {_line(name)}" if k else chart: values
-             for chart, series in charts.items() for k, (name, values) in enumerate(series.items())}  # fmt: skip
-    for name, values in (given | facts).items():
-        columns[name] = _words(np.broadcast_to(values, [len(labels) for labels in axes.values()]))
-    if len(columns) == len(axes):
-        return ""
-    table = re.sub(r">\s+<", "><", pd.DataFrame(columns).to_html(index=False, border=0))
-    return f'<details open><summary>All numbers</summary><div class="table" tabindex="0">{table}</div></details>'
-
-
-def _controls(axes, slider: str | None, switches: tuple[int, int] | None) -> str:
-    controls = []
-    for k, (name, labels) in enumerate(axes.items()):
-        attributes = f'data-axis="{k}" autocomplete="off"'
-        if switches and k == 0:
-            box = '<label><input type="checkbox" autocomplete="off" aria-label="row {}, column {}"></label>'
-            boxes = "".join(box.format(i + 1, j + 1) for i in range(switches[0]) for j in range(switches[1]))
-            grid = f'<div class="switches" style="grid-template-columns:repeat({switches[1]},44px)">{boxes}</div>'
-            controls.append(f'<fieldset data-axis="0"><legend>{escape(name)}</legend>{grid}</fieldset>')
-        elif name == slider:
-            label = f'<label>{escape(name)}<input type="range" {attributes} max="{len(labels) - 1}" value="0"></label>'
-            width = max(map(len, labels))  # so that nothing moves when the label changes
-            shown = f'<span aria-hidden="true" style="min-width:{width}ch">{escape(labels[0])}</span>'
-            controls.append(f'<div class="slider">{label}{shown}<button type="button">Play</button></div>')
-        elif len(labels) > 1:
-            options = "".join(f"<option>{escape(label)}</option>" for label in labels)
-            controls.append(f"<label>{escape(name)}<select {attributes}>{options}</select></label>")
-    return "".join(controls)
+def _panel(name: str, values: np.ndarray, axes) -> dict:
+    """The pictures of a panel, each once, and which of them a state shows."""
+    shape = values.shape[: len(axes)]
+    pictures = values.reshape(-1, *values.shape[len(axes) :])
+    size, sources = list(pictures.shape[1:3]), [_source(picture) for picture in pictures]
+    places = {source: place for place, source in enumerate(dict.fromkeys(sources))}
+    shown = [places[source] for source in sources]
+    exact = max(size) <= EXACT
+    return {"name": name, "shape": list(shape), "size": size, "exact": exact, "pictures": list(places), "shown": shown}
 
 
 def _source(picture: np.ndarray) -> str:
@@ -280,94 +208,15 @@ def _source(picture: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _image(name: str, values: np.ndarray, axes, parts) -> str:
-    """The first picture of a panel."""
-    shape, place = values.shape[: len(axes)], len(parts)
-    pictures = values.reshape(-1, *values.shape[len(axes) :])
-    source = "data:image/webp;base64," + _add(parts, [_source(picture) for picture in pictures], shape, name)
-    alt = f"{name}: {_state(axes, shape)}".removesuffix(": ")
-    height, width = pictures.shape[1:3]
-    kind = ' class="squares"' if max(height, width) <= EXACT else ""
-    return f'<img{kind} data-part="{place}" src="{source}" alt="{escape(alt)}" width="{width}" height="{height}">'
-
-
-def _figures(images: Mapping[str, str], wipe: bool) -> list[str]:
-    """Each panel with its name; with `wipe` the first two make one figure."""
-    figures = [(escape(name), image) for name, image in images.items()]
-    if wipe:
-        (left, under), (right, over), *figures = figures
-        about = f'aria-label="{left}, against {right}: share shown"'
-        handle = f'<input type="range" value="50" autocomplete="off" {about} hidden>'
-        figures.insert(0, (f"{left} | {right}", f'<div class="wipe">{under}{over}{handle}</div>'))
-    return [f"<figure>{image}<figcaption>{name}</figcaption></figure>" for name, image in figures]
-
-
-def _kind(name: str, series: Mapping[str, np.ndarray], along: int) -> str:
-    """The class of a line in the style sheet."""
-    if name in LINES:
-        return name
-    changing = [other for other, values in series.items() if values.shape[along] > 1]
-    return f"curve-{changing.index(name)}" if name in changing else "reference"
-
-
-def _chart(chart: str, series: Mapping[str, np.ndarray], slider: str, axes, parts) -> str:
-    """A chart of curves along the slider's axis, with straight lines for what does not change along it."""
-    along, labels = list(axes).index(slider), axes[slider]
-    finite = np.concatenate([values[np.isfinite(values)] for values in series.values()])
-    if not len(finite):
-        raise ValueError(f"the curves of {chart!r} hold no finite number.")
-    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(finite.min(), finite.max())
-    across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    x = [round(LEFT + across * k / max(len(labels) - 1, 1), 1) for k in range(len(labels))]
-
-    def y(value: float) -> float:
-        return round(float(TOP + down * (ticks[-1] - value) / np.ptp(ticks)), 1)
-
-    shape = [max(sizes) for sizes in zip(*(values.shape for values in series.values()))]
-    shape[along] = 1
-    shown = [""] * int(np.prod(shape))
+def _chart(chart: str, series: Mapping[str, Array], axes) -> dict:
+    """The lines of a chart, with names for people, and the numbers that its scale marks."""
+    lines = []
     for name, values in series.items():
-        kind, full = _kind(name, series, along), shape.copy()
-        full[along] = values.shape[along]
-        rows = np.moveaxis(np.broadcast_to(values, full), along, -1).reshape(len(shown), -1)
-        for state, row in enumerate(rows):
-            heights = [y(value) if np.isfinite(value) else None for value in row]
-            shown[state] += _curve(kind, x, heights) if len(row) > 1 else _straight(kind, heights[0])
-    grid = "".join(
-        f'<path class="grid" d="M{LEFT} {y(t)}h{across}"/>'
-        f'<text class="left" x="{LEFT - 5}" y="{y(t) + 4}">{f"{t:g}".replace("-", "−")}</text>'
-        for t in ticks
-    )
-    every = 1 if sum(len(label) + 2 for label in labels) <= 36 else max(len(labels) - 1, 1)
-    below = "".join(
-        f'<text x="{x[k]}" y="{HEIGHT - 6}">{escape(labels[k])}</text>' for k in range(0, len(labels), every)
-    )
-    first = f'<g data-part="{len(parts)}">{_add(parts, shown, shape)}</g>'
-    return (
-        f'<figure class="chart"><svg role="img" aria-label="{escape(chart)}, along {escape(slider)}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}">{grid}{below}{first}</svg><figcaption>{escape(chart)}</figcaption></figure>'
-    )
-
-
-def _curve(kind: str, x: Sequence[float], heights: Sequence[float | None]) -> str:
-    """A curve, broken where there is no number; the first of a chart has dots."""
-    path, dots = "", ""
-    for k, height in enumerate(heights):
-        if height is not None:
-            path += f"{'L' if k and heights[k - 1] is not None else 'M'}{x[k]} {height}"
-            dots += f'<circle data-at="{k}" cx="{x[k]}" cy="{height}" r="3"/>'
-    return f'<path class="{kind}" d="{path}"/>{dots if kind == "curve-0" else ""}'
-
-
-def _straight(kind: str, height: float | None) -> str:
-    return "" if height is None else f'<path class="{kind}" d="M{LEFT} {height}H{WIDTH - RIGHT}"/>'
-
-
-def _legend(charts: Mapping[str, Mapping[str, np.ndarray]], along: int) -> str:
-    """What the lines mean, each once for all charts."""
-    kinds = {_line(name): _kind(name, series, along) for series in charts.values() for name in series}
-    keys = "".join(
-        f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><path class="{kind}" d="M0 5H28"/></svg>{escape(name)}</li>'
-        for name, kind in kinds.items()
-    )
-    return f'<ul class="keys">{keys}</ul>' if keys else ""
+        known = LINES.get(name)
+        line = {"name": known[0] if known else name, "role": name if known else ""}
+        lines.append(line | _array(f"{chart}, {name}", values, axes))
+    finite = [value for line in lines for value in line["values"] if value is not None]
+    if not finite:
+        raise ValueError(f"the curves of {chart!r} hold no finite number.")
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(finite), max(finite))
+    return {"name": chart, "ticks": ticks.tolist(), "lines": lines}

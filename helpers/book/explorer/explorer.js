@@ -1,4 +1,4 @@
-// Brings every explorer on the page to life that is not yet; see explorer.py for what they are made of.
+// Brings every explorer on the page to life that is not yet; see render.py for what they are made of.
 (() => {
   const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -32,7 +32,7 @@
       }
       state.textContent = words(axes.map(([, labels]) => labels.length - 1));
       if (!slider) return;
-      for (const dot of root.querySelectorAll("[data-at]")) dot.classList.toggle("now", dot.dataset.at == at[along]);
+      for (const dot of root.querySelectorAll("[data-at]")) dot.classList.toggle("now", Number(dot.dataset.at) === at[along]);
       reached.textContent = axes[along][1][at[along]];
       slider.setAttribute("aria-valuetext", reached.textContent);
     };

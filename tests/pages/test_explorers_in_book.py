@@ -4,6 +4,7 @@ import nbformat
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browser import settle
 from playwright.sync_api import expect
 from saliency_sanity.book.explorer import explore
 
@@ -28,7 +29,8 @@ def explorers(browser, site):
         page = context.new_page()
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.goto(f"{site}notebooks/{chapter}.html", wait_until="load")
+        page.goto(f"{site}notebooks/{chapter}.html")
+        settle(page)
         found = page.locator(".explorer")
         assert found.count() > 0
         return found
@@ -94,31 +96,39 @@ def test_menus_choose(explorers):
     assert f"{name} {row[name]} (floor: another image {row[f'{name}, floor: another image']}" in status(cascade)
 
 
+def stop_the_clock(page):
+    """From now on time passes only in steps, by `page.clock.run_for`."""
+    page.clock.install(time=0)
+    page.clock.pause_at(1)
+
+
 def test_play_runs_to_the_end_and_pauses(explorers):
-    cascade = explorers(CASCADE).first
-    slider, button = cascade.get_by_role("slider"), cascade.get_by_role("button")
+    cascade = explorers(CASCADE, reduced_motion="no-preference").first
+    slider, button, clock = cascade.get_by_role("slider"), cascade.get_by_role("button"), cascade.page.clock
+    stop_the_clock(cascade.page)
     button.click()
     assert button.inner_text() == "Pause" and cascade.get_by_role("status").get_attribute("aria-live") == "off"
+    clock.run_for(800)
+    assert slider.input_value() == "2"
     button.click()
-    paused = slider.input_value()
-    cascade.page.wait_for_timeout(1000)
-    assert button.inner_text() == "Play" and slider.input_value() == paused != "0"
+    clock.run_for(5000)
+    assert button.inner_text() == "Play" and slider.input_value() == "2"
     button.click()
-    cascade.page.wait_for_function(
-        "e => e.querySelector('button').textContent === 'Play'", arg=cascade.element_handle()
-    )
-    assert slider.input_value() == "4" and cascade.get_by_role("status").get_attribute("aria-live") == "polite"
-    assert cascade.page.problems == []
+    clock.run_for(800)
+    assert button.inner_text() == "Play" and slider.input_value() == "4"
+    assert cascade.get_by_role("status").get_attribute("aria-live") == "polite"
+    clock.run_for(5000)
+    assert slider.input_value() == "4" and cascade.page.problems == []
 
 
 def test_where_motion_is_unwelcome_the_button_takes_one_step(explorers):
     cascade = explorers(CASCADE, reduced_motion="reduce").first
     slider, button = cascade.get_by_role("slider"), cascade.get_by_role("button", name="Next")
+    stop_the_clock(cascade.page)
     for value in "12340":
         button.click()
+        cascade.page.clock.run_for(5000)
         assert slider.input_value() == value
-    cascade.page.wait_for_timeout(1000)
-    assert slider.input_value() == "0"
 
 
 def test_the_wipe_follows_mouse_and_keys(explorers):

@@ -20,7 +20,7 @@ class _Rescale(TorchFunctionMode):
     # One input, element by element; with a kink, or smooth: there a short secant is mostly rounding.
     KINKED = frozenset("relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ threshold threshold_".split())
     SMOOTH = frozenset("celu elu gelu hardswish mish selu sigmoid sigmoid_ silu softplus tanh tanh_".split())
-    POOLS = {
+    POOLS: dict[str, Callable] = {
         "max_pool2d": F.max_pool2d_with_indices,
         "adaptive_max_pool2d": F.adaptive_max_pool2d_with_indices,
     }
@@ -61,14 +61,14 @@ class _Rescale(TorchFunctionMode):
         run = (values[: self.count] - values[self.count :]).detach().flatten(2)
         images, baselines = result.split(self.count)
         top = torch.maximum(images, baselines)
-        line = 0
+        lines = []
         steps = zip(places.split(self.count), (top - baselines, images - top), (1.0, 0.0))
         for place, rise, slope in steps:
             place = place.flatten(2)
             width = run.gather(2, place)
             multiplier = torch.where(width.abs() < self.CLOSE, slope, rise.flatten(2) / width)
-            line = line + multiplier * values[: self.count].flatten(2).gather(2, place)
-        return _backward_through(line.view_as(images), result)
+            lines.append(multiplier * values[: self.count].flatten(2).gather(2, place))
+        return _backward_through((lines[0] + lines[1]).view_as(images), result)
 
 
 def _backward_through(line: Tensor, result: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
+from browser import settle
 from PIL import Image
 from saliency_sanity import edges, saliency
 from saliency_sanity.book import models, photographs
@@ -160,7 +161,7 @@ def test_maps_at_their_own_scale_are_proportional_below_the_clip():
 def about(html) -> dict:
     """The trials of the built page, whose pictures are beside it."""
     latest = max((html.parent / "made/blind_test").iterdir(), key=lambda path: path.stat().st_mtime)
-    return json.loads((latest / "trials.json").read_text())
+    return json.loads((latest / "trials.json").read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_the_published_draw(about, clothes, html):
@@ -188,7 +189,8 @@ def visit(browser, site):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.goto(site + "book/index.html", wait_until="networkidle")
+        page.goto(site + "book/index.html")
+        settle(page)
         page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
         return page
@@ -283,7 +285,7 @@ def test_interval_and_chance_are_those_of_scipy_for_every_count(visit):
 
 
 def test_the_sheet_says_what_the_binomial_says():
-    text = " ".join((ROOT / "book/blind_test_sheet.md").read_text().split())
+    text = " ".join((ROOT / "book/blind_test_sheet.md").read_text(encoding="utf-8").split())
     assert "six or more of eight about once in seven tries" in text and round(1 / stats.binom.sf(5, 8, 0.5)) == 7
     clear = [k for k in range(9) if not (ci := stats.binomtest(k, 8).proportion_ci(0.95, "exact")).low < 0.5 < ci.high]
     assert "only eight of eight (or none)" in text and clear == [0, 8]
@@ -325,7 +327,8 @@ def test_nothing_is_stored_or_asked_for(visit):
     scores(page)
     assert page.evaluate(stored) == before and before[2] == "" and page.asked == []
     assert page.context.cookies() == []
-    page.reload(wait_until="networkidle")
+    page.reload()
+    settle(page)
     assert page.locator("#blind-test :checked").count() == 0
 
 
@@ -375,6 +378,7 @@ def test_without_scripts_the_first_pair_and_the_sheet_are_there(visit, browser, 
 def test_the_sheet_has_the_same_pairs_and_their_answers(visit, about, site):
     page = visit()
     page.goto(site + "book/blind_test_sheet.html")
+    settle(page)
     sources = page.eval_on_selector_all(".blind-sheet img", "all => all.map(i => i.src.split('/').pop())")
     assert sources == [trial["pictures"][part] for trial in about["trials"] for part in ("image", "left", "right")]
     key = page.locator(".blind-key tbody tr td:nth-child(2)").all_inner_texts()
@@ -383,7 +387,8 @@ def test_the_sheet_has_the_same_pairs_and_their_answers(visit, about, site):
 
 def test_the_sheet_prints_on_few_pages(visit, site):
     page = visit()
-    page.goto(site + "book/blind_test_sheet.html", wait_until="networkidle")
+    page.goto(site + "book/blind_test_sheet.html")
+    settle(page)
     printed = page.pdf(format="A4")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 7
 

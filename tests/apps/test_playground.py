@@ -1,4 +1,4 @@
-"""The playground: its numbers are torch's and scipy's, and it does what it says to mouse, finger and keyboard."""
+"""The playground in its page: its numbers are torch's and scipy's, and it does what it says."""
 
 import json
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ import numpy as np
 import playground as served
 import pytest
 import torch
+from browser import settle
 from saliency_sanity import saliency, similarity
 from saliency_sanity.book import data, models
 from scipy import stats
-from skimage.morphology import skeletonize
 
 PAGE = "book/playground.html"
 LAYERS = ["logits", "fc1", "conv2", "conv1"]
@@ -38,6 +38,7 @@ def visiting(browser, site):
         page.on("request", lambda r: problems.append(r.url) if not r.url.startswith((site, "file:", "data:")) else None)
         page.goto(address)
         page.wait_for_selector(ready)
+        settle(page)
         return page
 
     yield opened
@@ -62,12 +63,6 @@ def lasting(browser, site):
 @pytest.fixture
 def page(visit):
     return visit()
-
-
-def settle(page):
-    """Wait until all that was asked for is computed."""
-    page.wait_for_timeout(50)
-    page.wait_for_selector(READY)
 
 
 def switch(page, *layers):
@@ -113,7 +108,7 @@ def assert_close(found, expected):
     assert (torch.tensor(found).double().flatten() - expected).abs().max().item() <= limit
 
 
-# ---------------------------------------------------------------- the engine
+# ---------------------------------------------------------------- the numbers
 
 
 @pytest.mark.parametrize(
@@ -140,82 +135,6 @@ def test_numbers_agree_with_torch(lasting, name, layers):
         target = torch.tensor([answer["target"]])
         for method in served.METHODS:
             assert_close(answer["maps"][method], saliency.METHODS[method](model, picture, target))
-
-
-def test_numbers_agree_with_torch_on_an_image_of_noise(lasting):
-    found = lasting.evaluate(
-        """async pixels => {
-            const net = engine.network(engine.halves(playgroundData.digits.weights.twin));
-            const image = Float32Array.from(pixels);
-            const pass = engine.forward(net, image);
-            const maps = engine.maps(net, image, pass, 7);
-            for (const name in maps) maps[name] = [...maps[name]];
-            return {logits: [...pass.logits], maps};
-        }""",
-        UNSEEN.flatten().tolist(),
-    )
-    twin = models.load("cnn_digits", seed=1)
-    assert_close(found["logits"], twin(UNSEEN[None]))
-    for method in served.METHODS:
-        assert_close(found["maps"][method], saliency.METHODS[method](twin, UNSEEN[None], torch.tensor([7])))
-
-
-def test_rank_correlation_is_that_of_scipy(lasting):
-    rng = np.random.default_rng(0)
-    smooth, tied = rng.normal(size=784), rng.integers(-2, 3, 784).astype(float)
-    tied[:300] = 0
-    for a, b in [(smooth, tied), (tied, tied[::-1]), (smooth, -smooth), (smooth, np.ones(784))]:
-        found = lasting.evaluate(
-            "([a, b]) => engine.correlation(...[a, b].map(map => engine.unitRanks(Float32Array.from(map))))",
-            [a.tolist(), b.tolist()],
-        )
-        if np.ptp(b) == 0:
-            assert np.isnan(found)
-        else:
-            assert found == pytest.approx(
-                stats.spearmanr(a.astype(np.float32), b.astype(np.float32)).statistic, abs=1e-10
-            )
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_random_layers_are_drawn_as_pytorch_draws_them(lasting, layer):
-    def draw(seed):
-        call = f"(({{weight, bias}}) => [[...weight], [...bias]])(engine.randomLayer('{layer}', {seed}))"
-        return map(np.array, lasting.evaluate(call))
-
-    weight, bias = draw(1)
-    own = getattr(models.cnn(), layer)
-    assert weight.size == own.weight.numel() and bias.size == own.bias.numel()
-    bound = 1 / own.weight[0].numel() ** 0.5  # of kaiming_uniform_ with a = sqrt(5), and of the bias
-    assert own.weight.abs().max() <= bound and np.abs(weight).max() <= bound and np.abs(bias).max() <= bound
-    assert stats.kstest(weight, "uniform", (-bound, 2 * bound)).pvalue > 0.001
-    again, _ = draw(1)
-    other, _ = draw(2)
-    assert np.array_equal(weight, again)
-    assert abs(np.corrcoef(weight, other)[0, 1]) < 4 / weight.size**0.5
-
-
-def drawn(lasting, strokes, width=2.8):
-    found = lasting.evaluate("([strokes, width]) => [...engine.normalise(strokes, width)]", [strokes, width])
-    return np.array(found).reshape(28, 28)
-
-
-SEVEN = [[[8, 6], [18, 6], [12, 20]], [[10, 13], [16, 12]]]
-
-
-def test_drawings_are_made_like_the_training_data(lasting):
-    picture = drawn(lasting, SEVEN)
-    ink = picture > 0.2
-    assert 19 <= max(np.ptp(np.nonzero(ink)[axis]) + 1 for axis in (0, 1)) <= 21
-    rows, columns = np.indices(picture.shape)
-    centre = [(places * picture).sum() / picture.sum() + 0.5 for places in (rows, columns)]
-    assert np.abs(np.array(centre) - 14).max() < 0.1
-    assert picture.sum() / skeletonize(picture > 0.5).sum() == pytest.approx(2.8, rel=0.15)
-    assert picture.min() == 0 and picture.max() == 1
-    moved = [[[2 + 0.6 * x, 5 + 0.6 * y] for x, y in stroke] for stroke in SEVEN]
-    assert drawn(lasting, moved) == pytest.approx(picture, abs=1e-5)
-    assert not drawn(lasting, []).any()
-    assert 4 < drawn(lasting, [[[3, 3]]]).sum() < 8  # a tap is a dot of the pen's width
 
 
 def test_training_digits_are_centred_as_drawings_are():
