@@ -46,7 +46,7 @@ bench: $(INSTALLED) ## time the package (benchmarks/)
 
 # In the order in which they need one another. The package reads only files that the manifest knows: it follows each.
 assets: $(INSTALLED) ## make data and weights in assets/files again (scripts/assets/)
-	@for name in images squeezenet photographs networks scenes frozen mislabelled imagenet_cascade verdict; do \
+	@for name in images squeezenet photographs train mislabelled imagenet_cascade verdict; do \
 		$(BIN)/python scripts/assets/$$name.py && $(BIN)/python scripts/assets/manifest.py || exit 1; \
 	done
 

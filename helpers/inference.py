@@ -1,4 +1,4 @@
-"""A model that is only asked: held in eval mode, and its logits for any number of images."""
+"""Inference: a model held in eval mode, and its logits for any number of images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of each map's sum that lies on the object, `(N,)` in [0, 1].
+    """Fraction of each map's sum that lies on the object, `(N,)` in [0, 1].
 
     Maps are not negative: `saliency.heatmap(maps, signed=False)`, or `.clamp(min=0)` of a signed one. A map that
-    knows nothing of the object scores the object's share of the area, `masks.mean((1, 2))`, on average.
+    knows nothing of the object scores the object's fraction of the area, `masks.mean((1, 2))`, on average.
 
     Raises
     ------
@@ -25,12 +25,12 @@ def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
     negative = (maps < 0).flatten(1).any(1)
     if negative.any():
         raise ValueError(
-            f"the map of image {_first(negative)} has negative pixels, which no share can count; "
+            f"the map of image {_first(negative)} has negative pixels, which no fraction can count; "
             "take saliency.heatmap(maps, signed=False), or .clamp(min=0)."
         )
     values, on = maps.detach().double().flatten(1), masks.double().flatten(1)
-    share = (values * on).sum(1) / values.sum(1)
-    return share.masked_fill(_undefined(maps, masks), math.nan).to(maps.dtype)
+    inside = (values * on).sum(1) / values.sum(1)
+    return inside.masked_fill(_undefined(maps, masks), math.nan).to(maps.dtype)
 
 
 def auc(maps: Tensor, masks: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
-"""Figures from arrays and frames. Every function returns a `Figure` and shows nothing by itself."""
+"""Figures from arrays and frames. Every function returns a `Figure` and shows nothing by itself.
 
+Labels that are names of methods are shown as their titles, `saliency.title`.
+"""
+
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 from torch import Tensor
+
+from .saliency import title
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -57,7 +63,7 @@ def maps(
     extra = 0 if images is None else 1
     wide = len(columns) + extra
     side = min(1.6, 5.0 / wide)
-    names = [label.replace("_", " ").replace(" ", "\n") for label in rows]
+    names = [title(label).replace(" ", "\n") for label in rows]
     labels = 0.09 * max(len(line) for name in names for line in name.split("\n"))  # inches
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -75,18 +81,23 @@ def maps(
             if images is not None:
                 axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)
             for c, values in enumerate(row.detach().cpu().numpy()):
-                _draw(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
+                _show(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
         for axis, name in zip(axes[0], [*(["image"] * extra), *columns]):
-            axis.set_title(name, fontsize=11)
+            axis.set_title(_heading(name, side), fontsize=11)
     plt.close(figure)
     return figure
+
+
+def _heading(name: str, inches: float) -> str:
+    """The title of a picture, on as many lines as its width asks for."""
+    return "\n".join(textwrap.fill(line, int(inches / 0.085)) for line in title(name).split("\n"))
 
 
 def _limit(scale: np.ndarray, clip: float) -> float:
     return np.quantile(np.abs(scale), clip) or np.abs(scale).max() or 1.0
 
 
-def _draw(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
+def _show(axis: Axes, values: np.ndarray, signed: bool, scale: np.ndarray, clip: float) -> None:
     limit = _limit(scale, clip)
     axis.imshow(values, cmap=SIGNED if signed else UNSIGNED, vmin=-limit if signed else 0, vmax=limit)
 
@@ -137,8 +148,8 @@ def gallery(
             axis.set_title("image", fontsize=11)
         for axis, (name, values) in zip(free, pictures.items()):
             array = values.detach().cpu().numpy()
-            _draw(axis, array, signed, array, clip)
-            axis.set_title(name, fontsize=11)
+            _show(axis, array, signed, array, clip)
+            axis.set_title(_heading(name, 5.4 / across), fontsize=11)
     plt.close(figure)
     return figure
 
@@ -178,7 +189,7 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
             axis.plot(at, mean, marker="o", color="tab:blue")
             for scheme, value in rows[rows.stage < 0].groupby("scheme").similarity.mean().items():
                 axis.axhline(value, color=LINES[scheme][1], linestyle=LINES[scheme][2])
-            axis.set_title(method, fontsize=11)
+            axis.set_title(title(method), fontsize=11)
             axis.set_xticks(at, mean.index.get_level_values("layer"), rotation=45, ha="right")
             axis.grid(axis="y", alpha=0.3)
         for axis in axes[:, 0]:
@@ -211,7 +222,8 @@ def dots(groups: Mapping[str, pd.DataFrame], *, xlabel: str, reference: float | 
             axis.plot(values[lines].mean(), range(len(lines)), "o", color=colour, fillstyle=fill, label=label)
         if reference is not None:
             axis.axvline(reference, color="0.5", linestyle=":")
-        axis.set(yticks=range(len(lines)), yticklabels=lines, ylim=(-0.6, len(lines) - 0.4), xlabel=xlabel)
+        axis.set(yticks=range(len(lines)), yticklabels=[title(line) for line in lines])
+        axis.set(ylim=(-0.6, len(lines) - 0.4), xlabel=xlabel)
         axis.grid(axis="x", alpha=0.3)
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     plt.close(figure)

@@ -240,13 +240,13 @@ def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
 
 
 def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
-    """Share of the `k` largest |pixels| of one map that are among those of the other, in [0, 1].
+    """Fraction of the `k` largest |pixels| of one map that are among those of the other, in [0, 1].
 
-    `k` is a share of the pixels, at least one pixel; among ties the earlier pixel counts as larger.
+    `k` is a fraction of the pixels, at least one pixel; among ties the earlier pixel counts as larger.
     Ghorbani et al. (2017).
     """
     if not 0 < k <= 1:
-        raise ValueError(f"k is a share of the pixels in (0, 1], got {k}.")
+        raise ValueError(f"k is a fraction of the pixels in (0, 1], got {k}.")
 
     def top(maps: Tensor) -> Tensor:
         flat = maps.abs().flatten(1)

@@ -26,6 +26,8 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "apps/blind_test"))
+
 import api_reference
 import blind_test_page
 import nbformat
@@ -39,7 +41,7 @@ from PIL import Image
 from rendering import render
 from run_chapters import AT_ONCE, Run, chapters, code_cells, kept_runs, read, run_chapters, toc_entries
 
-PLAYGROUND = Path("book/extra/playground")  # loaded by its page alone
+APPS = Path(__file__).resolve().parents[1] / "apps"
 
 
 def timings(runs: dict[Path, Run]) -> str:
@@ -128,9 +130,10 @@ def generated(
 
 def files(blind: Path, playground: Path) -> dict[Path, bytes]:
     """What is served beside the pages, by its place in the sources of the book."""
-    scripts = {PLAYGROUND / path.name: path.read_bytes() for path in sorted(playground.glob("*.js"))}
-    still = {Path("book/playground.png"): (playground / "still.png").read_bytes()}
-    return blind_test_page.pictures(blind) | scripts | still
+    app = [path for folder in (APPS / "playground", playground) for path in folder.iterdir()]
+    loaded = {Path("book/extra/playground", path.name): path for path in app if path.suffix in (".css", ".js")}
+    still = {Path("book/playground.png"): playground / "still.png"}
+    return blind_test_page.files(blind) | {place: path.read_bytes() for place, path in (loaded | still).items()}
 
 
 def layout(
@@ -189,7 +192,7 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     build, note = root / "_build", root / "_build/pages.json"
     claimed = checked(root, runs, strict=strict)
     around = surroundings(root)
-    folders = [made(root, root / "scripts" / name, around) for name in ("blind_test.py", "playground.py")]
+    folders = [made(root, APPS / name / f"{name}.py", around) for name in ("blind_test", "playground")]
     sources = layout(root, runs, generated(root, claimed, *folders), files(*folders))
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     tools = sorted(f"{one.name}=={one.version}" for one in distributions())

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import nbformat
 import yaml
+from rendering import CLAIM
 
 FOLDER = "helpers/book/claims"
-MIME = "application/vnd.saliency-sanity.claim+json"  # of book.claims, which would be slow to import here
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
 FIRST_PAPER = "adebayo2018sanity"
@@ -42,11 +42,11 @@ def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
     for source, executed in ran.items():
         notebook = nbformat.read(executed or root / source, as_version=4)
         outputs = chain.from_iterable(cell.get("outputs", []) for cell in notebook.cells)
-        cards = [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
+        cards = [output["data"][CLAIM] for output in outputs if CLAIM in output.get("data", {})]
         file = root / FOLDER / f"{source.stem}.yml"
         ledger = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
         claims, dropped = ledger.get("claims", []), ledger.get("dropped", [])
-        cells = nbformat.read(root / source, as_version=4).cells  # prose may be newer than the run
+        cells = nbformat.read(root / source, as_version=4).cells  # its prose may be newer than its run
         title = next(line[2:] for cell in cells for line in cell.source.splitlines() if line.startswith("# "))
         if claims or dropped or cards:
             found.append(Chapter(source, title, claims, dropped, cards if executed else None))

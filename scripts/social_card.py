@@ -16,7 +16,7 @@ METHODS = {"Gradient": "gradient", "Guided\nBackprop": "guided_backprop"}
 
 def main() -> None:
     model = models.load("squeezenet_imagenet")
-    pictures, names = photographs.photographs()
+    pictures, names = photographs.whole()
     cat = pictures[[names.index("chelsea")]]
     image = photographs.normalize(cat)
     target = model(image).argmax(1)

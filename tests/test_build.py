@@ -22,12 +22,13 @@ from rendering import CLAIM, EXPLORER, render
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
 ONE, TWO, THREE = (Path(f"notebooks/part/{name}.ipynb") for name in ("one", "two", "three"))
+ADDRESS = "https://github.com/Ann/b"
 SETUP = """try:
     from saliency_sanity import __version__
 except ModuleNotFoundError:
-    %pip install -q "saliency-sanity[book] @ git+https://github.com/Ann/b@main"
+    %pip install -q "saliency-sanity[book] @ git+ADDRESS@main"
 if __version__ != (wanted := "0.2.0.dev0"):
-    print(f"This chapter belongs to saliency-sanity {wanted}.")"""
+    print(f"This chapter belongs to saliency-sanity {wanted}.")""".replace("ADDRESS", ADDRESS)
 # The chapters run with the real package and are cached by this one: imports that it alone has stand in a function.
 CODE = {
     ONE: [
@@ -58,11 +59,11 @@ PACKAGE = {
     "book/explorer/render.py": "def html(data):\n    return f'<i>{data}</i>'\n",
     "book/explorer/explorer.css": "",
 }
-PROJECT = """[project]
+PROJECT = f"""[project]
 name = "saliency-sanity"
 dependencies = ["pandas"]
-optional-dependencies = {lrp = ["zennit"], book = ["saliency-sanity[lrp]", "pyyaml"]}
-urls.Repository = "https://github.com/Ann/b"
+optional-dependencies = {{lrp = ["zennit"], book = ["saliency-sanity[lrp]", "pyyaml"]}}
+urls.Repository = "{ADDRESS}"
 """
 
 
@@ -450,7 +451,7 @@ def test_other_outputs_stay_as_they_are(book):
 
 
 def test_links_to_the_published_book_become_links_between_sources(book):
-    home = pages("https://github.com/Ann/b")
+    home = pages(ADDRESS)
     text = f"[a]({home}book/words.html#x), [b]({home}notebooks/part/one.html)"
     assert build_book.link_locally(text, book, ONE) == "[a](../../book/words.md#x), [b](one.ipynb)"
 

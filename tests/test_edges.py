@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from saliency_sanity import edges
-from saliency_sanity.book.photographs import normalize, photographs
+from saliency_sanity.book.photographs import normalize, whole
 from saliency_sanity.device import generator
 from skimage import feature, filters
 
@@ -14,7 +14,7 @@ def pictures(kind):
     if kind == "noise":
         return torch.randn(3, 2, 17, 23, generator=draw)
     if kind == "photographs":
-        return normalize(photographs(64)[0])
+        return normalize(whole(64)[0])
     if kind == "tiny":
         return torch.rand(2, 1, 3, 1, generator=draw)
     step = torch.zeros(2, 1, 12, 12)  # edges at the border too

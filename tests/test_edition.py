@@ -28,12 +28,12 @@ def clone(tmp_path, monkeypatch) -> Path:
             copy = root / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
+    git(root, "init", "--quiet", "--initial-branch=main")
     name_revision("main", root)  # where this is an edition, go back
     rewrite(root / "CITATION.cff", lambda text: re.sub(r"date-released: .*\n", "", text))
     (root / "CHANGELOG.md").write_text(
         "# Changelog\n\n## Unreleased\n\n- A chapter.\n\n## 0.0.1 (2030-01-01)\n\n- All.\n", encoding="utf-8"
     )
-    git(root, "init", "--quiet", "--initial-branch=main")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message=Start")
     return root

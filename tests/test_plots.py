@@ -43,6 +43,19 @@ def test_a_signed_map_is_centred_on_white_and_an_unsigned_one_starts_at_zero():
     assert np.allclose(signed.cmap(0.5)[:3], 0.97, atol=0.03)
 
 
+def test_methods_are_shown_by_their_titles_and_other_labels_without_underscores():
+    maps = {"guided_backprop": torch.randn(1, 8, 8), "my_own method": torch.randn(1, 8, 8)}
+    grid = plots.maps(maps, ["smoothgrad"], signed=True).axes
+    assert [axis.get_ylabel() for axis in grid] == ["Guided\nBackprop", "my\nown\nmethod"]
+    assert grid[0].get_title() == "SmoothGrad"
+    narrow = plots.maps({"a": torch.randn(4, 8, 8)}, ["input_x_gradient", "b", "c", "d"], signed=True).axes
+    assert narrow[0].get_title() == "Input ×\nGradient"
+    shown = plots.gallery({name: values[0] for name, values in maps.items()}, signed=True).axes
+    assert [axis.get_title() for axis in shown[:2]] == ["Guided Backprop", "my own method"]
+    dots = plots.dots({"x": pd.DataFrame({"gradcam": [0.0]})}, xlabel="score").axes[0]
+    assert [text.get_text() for text in dots.get_yticklabels()] == ["Grad-CAM"]
+
+
 def test_a_row_can_share_its_scale():
     rows = {"a": torch.stack([torch.full((4, 4), 1.0), torch.full((4, 4), 5.0)])}
     limits = [axis.images[0].get_clim() for axis in plots.maps(rows, ["x", "y"], signed=True, scale="row").axes]
@@ -56,7 +69,7 @@ def test_a_map_of_zeros_is_drawn():
 def test_the_curve_is_the_mean_over_images_and_seeds_with_all_its_lines(frame):
     figure = plots.curves(frame, "spearman")
     panel = figure.axes[0]
-    assert panel.get_title() == "gradient"
+    assert panel.get_title() == "Gradient"
     curve = next(line for line in panel.lines if line.get_marker() == "o")
     rows = frame[(frame.method == "gradient") & (frame.stage >= 0)]
     np.testing.assert_allclose(curve.get_ydata(), rows.groupby("stage").similarity.mean())

@@ -486,7 +486,7 @@ def test_argmax_explains_the_class_each_copy_predicts(scheme, x, y):
 def test_the_size_of_a_pass_does_not_matter(x, y, monkeypatch):
     options = {"methods": ["gradient", "gradcam", "guided_backprop"], "metrics": ["pearson"], "seeds": [0]}
     whole = check(small(), x, y, **options)
-    monkeypatch.setattr(saliency.core, "VALUES_A_PASS", 3 * x[0].numel())
+    monkeypatch.setattr(saliency.passes, "VALUES_A_PASS", 3 * x[0].numel())
     assert_same_frame(check(small(), x, y, **options), whole)
 
 

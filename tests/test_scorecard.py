@@ -75,7 +75,7 @@ def book(tmp_path) -> Path:
 
 
 def write(path: Path, title: str, *cards) -> Path:
-    outputs = [nbformat.v4.new_output("display_data", {scorecard.MIME: card}) for card in cards]
+    outputs = [nbformat.v4.new_output("display_data", {scorecard.CLAIM: card}) for card in cards]
     cells = [nbformat.v4.new_markdown_cell(f"# {title}"), nbformat.v4.new_code_cell("check()", outputs=outputs)]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -91,7 +91,7 @@ def read(book: Path, one=(MORE, BOTH), two=(OTHER,)) -> list[scorecard.Chapter]:
 
 
 def test_the_words_are_those_of_the_package():
-    assert scorecard.MIME == claims.MIME and scorecard.LEVEL == claims.LEVEL
+    assert scorecard.CLAIM == claims.MIME and scorecard.LEVEL == claims.LEVEL
     assert (scorecard.HOLDS, scorecard.CONTRADICTED, scorecard.UNDECIDED) == (
         claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED,
     )  # fmt: skip

@@ -166,7 +166,7 @@ def test_maps_too_small_and_options_out_of_range():
         similarity.ssim(small, small)
     with pytest.raises(ValueError, match="3 x 3 cells"):
         similarity.hog(small, small)
-    with pytest.raises(ValueError, match="share of the pixels"):
+    with pytest.raises(ValueError, match="fraction of the pixels"):
         similarity.topk_intersection(small, small, k=0)
     with pytest.raises(ValueError, match="odd"):
         similarity.ssim(torch.rand(1, 9, 9), torch.rand(1, 9, 9), win_size=4)

@@ -21,7 +21,7 @@ from . import photographs
 from .training import check_labels
 
 # Name of a background -> texture, its size in pixels, quarter turns, negative. Together ten that differ by eye.
-SHEETS = {
+BACKGROUNDS = {
     "brick": ("brick", 160, 0, False),
     "brick, turned": ("brick", 160, 1, False),
     "brick, negative": ("brick", 160, 0, True),
@@ -38,14 +38,14 @@ SHEETS = {
 class Scenes(NamedTuple):
     """Objects on backgrounds, and the truth about both.
 
-    `images` (N, C, size, size); `masks` (N, size, size), 1 on the object and 0 off it; `canvases`, the same
-    images without their object; `backgrounds` (N,) int64, which of the backgrounds each canvas was cut from.
+    `images` (N, C, size, size); `masks` (N, size, size), 1 on the object and 0 off it; `backgrounds`, the same
+    images without their object; `which` (N,) int64, the background that each of those was cut from.
     """
 
     images: Tensor
     masks: Tensor
-    canvases: Tensor
     backgrounds: Tensor
+    which: Tensor
 
 
 class Mislabelled(NamedTuple):
@@ -68,60 +68,56 @@ def silhouettes(images: Tensor, *, threshold: float = 0.04) -> Tensor:
     return torch.stack(filled).to(images)
 
 
-def sheets() -> dict[str, Tensor]:
+def backgrounds() -> dict[str, Tensor]:
     """Ten backgrounds without an object: name -> (1, S, S) float32 in [0, 1], S from 72 to 448.
 
     The three photographed textures of the package at several scales, turned or in negative.
     """
     made = {}
-    for name, (texture, size, turns, negative) in SHEETS.items():
-        sheet = photographs.textures(size)[texture][:1].rot90(turns, (1, 2))
-        made[name] = 1 - sheet if negative else sheet
+    for name, (texture, size, turns, negative) in BACKGROUNDS.items():
+        background = photographs.textures(size)[texture][:1].rot90(turns, (1, 2))
+        made[name] = 1 - background if negative else background
     return made
 
 
-def place(
-    objects: Tensor, masks: Tensor, backgrounds: Tensor, sheets: Mapping[str, Tensor], *, size: int = 40, seed: int
+def scenes(
+    objects: Tensor, masks: Tensor, which: Tensor, backgrounds: Mapping[str, Tensor], *, size: int = 40, seed: int
 ) -> Scenes:
-    """Put each object at a random place of a random piece of the background chosen for it.
+    """Paste each object at a random place on a random piece of the background chosen for it.
 
     Which background goes with which object is the caller's choice, and the whole difference between a shortcut
-    (`backgrounds=labels`), a clean set (`backgrounds=permute_labels(labels, seed=...)`) and a swap
-    (`backgrounds=(labels + 1) % 10`).
+    (`which=labels`), a clean set (`which=permute_labels(labels, seed=...)`) and a swap (`which=(labels + 1) % 10`).
 
     Parameters
     ----------
     objects : float `(N, C, h, w)` in [0, 1].
     masks : `(N, h, w)` in [0, 1], 1 where the object covers the background.
-    backgrounds : int64 `(N,)`, indices into `sheets`.
-    sheets : name -> `(C, S, S)` in [0, 1], each at least `size` wide and high.
+    which : int64 `(N,)`, indices into `backgrounds`.
+    backgrounds : name -> `(C, S, S)` in [0, 1], each at least `size` wide and high.
     size : side of the images in pixels.
-    seed : of the places and of the pieces; neither depends on `backgrounds`.
+    seed : of the places and of the pieces; neither depends on `which`.
 
     Raises
     ------
     ValueError
-        Backgrounds that are no indices of the sheets, or objects or sheets that do not fit the size.
+        Indices of no background, or objects or backgrounds that do not fit the size.
     """
-    check_labels(objects, backgrounds, len(sheets))
-    (height, width), stack = objects.shape[2:], list(sheets.values())
-    if max(height, width) > size or min(min(sheet.shape[1:]) for sheet in stack) < size:
-        raise ValueError(f"images of size {size} must hold the objects, ({height}, {width}), and fit into each sheet.")
+    check_labels(objects, which, len(backgrounds))
+    (height, width), stack = objects.shape[2:], list(backgrounds.values())
+    if max(height, width) > size or min(min(whole.shape[1:]) for whole in stack) < size:
+        raise ValueError(
+            f"images of size {size} must hold the objects, ({height}, {width}), and fit into each background."
+        )
     draws = torch.rand(len(objects), 4, generator=generator(seed), dtype=torch.float64)
-    images, covers, canvases = [], [], []
-    for cutout, mask, which, draw in zip(objects, masks, backgrounds.tolist(), draws.tolist()):
-        sheet = stack[which].to(objects)
-        y, x = (int(u * (side - size + 1)) for u, side in zip(draw[:2], sheet.shape[1:]))
+    made = []
+    for cutout, mask, number, draw in zip(objects, masks, which.tolist(), draws.tolist()):
+        whole = stack[number].to(objects)
+        y, x = (int(u * (side - size + 1)) for u, side in zip(draw[:2], whole.shape[1:]))
         top, left = (int(u * (size - side + 1)) for u, side in zip(draw[2:], (height, width)))
-        canvas = sheet[:, y : y + size, x : x + size]
-        image, cover = canvas.clone(), canvas.new_zeros(size, size)
-        box = (slice(top, top + height), slice(left, left + width))
-        cover[box] = mask
-        image[:, *box] = mask * cutout + (1 - mask) * canvas[:, *box]
-        images.append(image)
-        covers.append(cover)
-        canvases.append(canvas)
-    return Scenes(torch.stack(images), torch.stack(covers), torch.stack(canvases), backgrounds)
+        background = whole[:, y : y + size, x : x + size]
+        made.append((*photographs.blend(background, cutout, mask, top, left), background))
+    images, covers, pieces = (torch.stack(tensors) for tensors in zip(*made))
+    return Scenes(images, covers, pieces, which)
 
 
 def blur_class(images: Tensor, labels: Tensor, *, label: int = 4, sigma: float = 1.0) -> Tensor:
@@ -134,27 +130,27 @@ def blur_class(images: Tensor, labels: Tensor, *, label: int = 4, sigma: float =
     return torch.where(chosen, gaussian_blur(images, [side, side], [sigma, sigma]), images)
 
 
-def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int) -> Mislabelled:
-    """Give a share of the labels, drawn at random, another class, each wrong one equally often.
+def mislabel(labels: Tensor, *, fraction: float = 0.1, classes: int = 10, seed: int) -> Mislabelled:
+    """Give a fraction of the labels, drawn at random, another class, each wrong one equally often.
 
     Parameters
     ----------
     labels : int64 `(N,)` in `range(classes)`; left as they are.
-    share : of the labels to flip, rounded to a whole number of them.
+    fraction : of the labels to flip, rounded to a whole number of them.
     classes : how many there are.
 
     Raises
     ------
     ValueError
-        A share outside [0, 1], fewer than two classes, or labels that are none of them.
+        A fraction outside [0, 1], fewer than two classes, or labels that are none of them.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is in [0, 1], got {share}.")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is in [0, 1], got {fraction}.")
     if classes < 2:
         raise ValueError(f"a wrong label needs at least two classes, got {classes}.")
     check_labels(labels, labels, classes)
     draw = generator(seed)
-    flipped = torch.randperm(len(labels), generator=draw)[: round(share * len(labels))].sort().values
+    flipped = torch.randperm(len(labels), generator=draw)[: round(fraction * len(labels))].sort().values
     shift = torch.randint(1, classes, (len(flipped),), generator=draw)
     flipped, shift = flipped.to(labels.device), shift.to(labels.device)
     wrong = labels.clone()
@@ -163,31 +159,31 @@ def mislabel(labels: Tensor, *, share: float = 0.1, classes: int = 10, seed: int
 
 
 def lost_weights(
-    model: nn.Module, stage: str, *, share: float = 1.0, seed: int, example: Tensor | None = None
+    model: nn.Module, stage: str, *, fraction: float = 1.0, seed: int, example: Tensor | None = None
 ) -> nn.Module:
-    """A copy of `model` in which a stage, or a share of its channels, is as initialised: a part of a checkpoint lost.
+    """A copy of `model` with a stage, or a fraction of its channels, as initialised: a part of a checkpoint lost.
 
     Parameters
     ----------
     model : any module; it is left bit for bit as it is.
     stage, example : one of `randomization.plan(model, example=example)`; norms belong to the layer before them.
-    share : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. Layers
+    fraction : of the output channels of each layer in the stage, drawn at random and rounded to a whole number. Layers
         of one width, and so a norm and its layer, lose the same. The other channels keep what they have learned.
 
     Raises
     ------
     ValueError
-        An unknown stage, a share outside [0, 1], or a model whose order of stages only an example can show.
+        An unknown stage, a fraction outside [0, 1], or a model whose order of stages only an example can show.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is in [0, 1], got {share}.")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is in [0, 1], got {fraction}.")
     copies = dict(randomization.independent(model, seed=seed, example=example))
     if stage not in copies:
         raise ValueError(f"unknown stage {stage!r}; known: {', '.join(copies)}.")
     broken, fresh = deepcopy(model), copies[stage].state_dict()
     for name, tensor in broken.state_dict().items():
         if tensor.dim() and not torch.equal(tensor, fresh[name]):
-            rows = torch.randperm(len(tensor), generator=generator(seed))[: round(share * len(tensor))]
+            rows = torch.randperm(len(tensor), generator=generator(seed))[: round(fraction * len(tensor))]
             tensor[rows] = fresh[name][rows]
     return broken
 

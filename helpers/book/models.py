@@ -116,66 +116,82 @@ def mlp(*, seed: int = 0) -> nn.Sequential:
         )
 
 
-class Shipped(NamedTuple):
-    """How the stored checkpoints of a network were trained."""
+class Recipe(NamedTuple):
+    """How the stored checkpoints of a network were trained; `scripts/assets/train.py` follows it.
+
+    `build` makes the network from a seed. `seeds` checkpoints are stored, each trained on the first `images` of the
+    training part of `data` or, with `own_images`, on that many of its own. `scenes` are garments on backgrounds.
+    `labels` are the labellings to choose from, where there is a choice, and `bug` what is planted in the data (see
+    `book.bugs`): `background`, `blur` or `labels`. `frozen` modules keep their weights: random ones or, with
+    `pretrained`, those learned on that data. `start` and `order` are added to the seed of the initial weights and to
+    that of the order of the batches. The weights after `after` epochs are kept, where that is not the last one.
+    `record` is the table of the accuracies.
+    """
 
     build: Callable[..., nn.Module]
     data: str
     seeds: int
     epochs: int
-    batch_size: int
     lr: float
+    batch_size: int = 50
+    images: int = 4_000
+    own_images: bool = False
+    labels: tuple[str, ...] = ()
+    bug: str | None = None
+    frozen: tuple[str, ...] = ()
+    pretrained: str | None = None
+    start: int = 0
+    order: int = 0
+    after: int | None = None
+    record: str | None = None
 
 
-SHIPPED = {
-    "cnn_clothes": Shipped(cnn, "clothes", seeds=8, epochs=90, batch_size=50, lr=1e-3),
-    "cnn_digits": Shipped(cnn, "digits", seeds=8, epochs=90, batch_size=50, lr=1e-3),
-    "mlp_digits": Shipped(mlp, "digits", seeds=5, epochs=60, batch_size=50, lr=2e-3),
-    "cnn_bn_clothes": Shipped(partial(cnn, batch_norm=True), "clothes", seeds=3, epochs=90, batch_size=100, lr=5e-4),
-}
 LABELS = ("true", "random")
-# Seeds of the `pooled_cnn` trained on garments on backgrounds (see `book.bugs`), by the bug planted in the data.
-SCENES = {"scenes_clean": 8, "scenes_background": 8, "scenes_blur": 8}
-# Seeds of the `pooled_cnn` trained on garments: whole, with stages frozen at random up to the one named, and with all
-# stages but the logits frozen after a training on digits.
-FROZEN = {"pooled_clothes": 10, "frozen_conv1": 6, "frozen_conv2": 6, "frozen_features": 6}
-# Seeds of the `strided_cnn` trained with and without wrong labels: after 40 epochs and, with `_early`, after 5.
-MISLABELLED = {
-    f"mislabelled_{kind}{moment}": 6
-    for kind in ("clean", "flipped", "other_order", "other_seed")
-    for moment in ("", "_early")
+_OTHER = 1000  # added to a seed where it must be another
+_CNN = {"seeds": 8, "epochs": 90, "lr": 1e-3, "labels": LABELS, "record": "checkpoints/records.csv"}
+_POOLED = {"build": pooled_cnn, "epochs": 8, "lr": 3e-3}
+_SCENES = {**_POOLED, "data": "scenes", "seeds": 8, "record": "checkpoints/scenes.csv"}
+_FROZEN = {**_POOLED, "data": "clothes", "seeds": 6, "record": "checkpoints/frozen.csv"}
+_CONV1, _CONV2, _CONV3 = ("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3")
+_MISLABELLED = {
+    "mislabelled_clean": {},
+    "mislabelled_flipped": {"bug": "labels"},
+    "mislabelled_other_order": {"order": _OTHER},
+    "mislabelled_other_seed": {"start": _OTHER, "order": _OTHER},
+}
+
+REGISTRY = {
+    "cnn_clothes": Recipe(cnn, "clothes", **_CNN),
+    "cnn_digits": Recipe(cnn, "digits", **_CNN),
+    "mlp_digits": Recipe(mlp, "digits", **{**_CNN, "seeds": 5, "epochs": 60, "lr": 2e-3}),
+    "cnn_bn_clothes": Recipe(
+        partial(cnn, batch_norm=True), "clothes", **{**_CNN, "seeds": 3, "lr": 5e-4, "batch_size": 100}
+    ),
+    "scenes_clean": Recipe(**_SCENES),
+    "scenes_background": Recipe(**_SCENES, bug="background"),
+    "scenes_blur": Recipe(**_SCENES, bug="blur"),
+    "pooled_clothes": Recipe(**{**_FROZEN, "seeds": 10}),
+    "frozen_conv1": Recipe(**_FROZEN, frozen=_CONV1),
+    "frozen_conv2": Recipe(**_FROZEN, frozen=_CONV1 + _CONV2),
+    "frozen_features": Recipe(**_FROZEN, frozen=_CONV1 + _CONV2 + _CONV3, pretrained="digits"),
+} | {
+    name + moment: Recipe(
+        strided_cnn, "clothes", seeds=6, epochs=40, lr=2e-3, images=1_000, own_images=True, after=after, **options
+    )
+    for name, options in _MISLABELLED.items()
+    for moment, after in {"": None, "_early": 5}.items()
 }
 TORCHVISION = ("inception_v3", "resnet50", "vgg16")
 
 
-def checkpoint_name(name: str, labels: str) -> str:
-    """The asset that holds all seeds of a network trained on `labels`."""
-    return f"checkpoints/{name}.{labels}.safetensors"
+def checkpoint_name(name: str, labels: str | None = None) -> str:
+    """The asset that holds all seeds of a network, of one labelling where there are several."""
+    return f"checkpoints/{name}{f'.{labels}' if labels else ''}.safetensors"
 
 
 def records() -> pd.DataFrame:
     """One row a stored checkpoint: network, labels, seed, epochs, train and test accuracy, minutes taken."""
     return pd.read_csv(locate("checkpoints/records.csv"), dtype={"labels": str})
-
-
-def _shipped(name: str, seed: int, labels: str) -> nn.Module:
-    spec = SHIPPED[name]
-    if labels not in LABELS:
-        raise ValueError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}.")
-    return _replicate(spec.build(), checkpoint_name(name, labels), name, seed, spec.seeds)
-
-
-def _replicate(model: nn.Module, asset: str, name: str, seed: int, seeds: int) -> nn.Module:
-    """The model with the weights of one of the seeds that an asset holds."""
-    if seed not in range(seeds):
-        raise ValueError(f"{name} is stored for seeds 0 to {seeds - 1}, got {seed!r}.")
-    return _stored(model, asset, f"{int(seed)}.")
-
-
-def _stored(model: nn.Module, asset: str, prefix: str = "") -> nn.Module:
-    with safe_open(locate(asset), "pt") as file:
-        model.load_state_dict({key: file.get_tensor(prefix + key) for key in model.state_dict()})
-    return model
 
 
 def squeezenet() -> nn.Module:
@@ -188,40 +204,56 @@ def squeezenet() -> nn.Module:
     return model
 
 
-def load(name: str, *, seed: int = 0, labels: str = "true", weights: str | None = "DEFAULT") -> nn.Module:
+def load(
+    name: str, *, seed: int | None = None, labels: str | None = None, weights: str | None = "DEFAULT"
+) -> nn.Module:
     """A trained network in eval mode, on the CPU, in float32.
 
     Parameters
     ----------
-    name : `cnn_clothes`, `cnn_digits`, `mlp_digits`, `cnn_bn_clothes`, `scenes_clean`, `scenes_background`,
-        `scenes_blur`, `pooled_clothes`, `frozen_conv1`, `frozen_conv2`, `frozen_features`, `mislabelled_clean`,
-        `mislabelled_flipped`, `mislabelled_other_order`, `mislabelled_other_seed` and each of these four with
-        `_early` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`, `resnet50`
-        (torchvision downloads their weights).
-    seed, labels : which of our own checkpoints; those on clothes and digits were trained on `"true"` or
-        `"random"` labels, all others ignore `labels`.
+    name : a key of `REGISTRY` (ours, shipped), `squeezenet_imagenet` (shipped), or `inception_v3`, `vgg16`,
+        `resnet50` (torchvision downloads their weights).
+    seed : which of our own checkpoints, 0 by default, or what random weights are drawn from.
+    labels : of the networks that learned `"true"` and `"random"` labels which; `"true"` by default.
     weights : for torchvision's networks the name of the weights, or None for random ones.
 
     Raises
     ------
     ValueError
-        Unknown name, labels or seed; the message lists the known ones.
+        Unknown name, labels or seed, the message lists the known ones; or an option that the network does not have.
     saliency_sanity.book.assets.AssetError
         The file is missing or damaged.
     """
-    if name in SHIPPED:
-        model = _shipped(name, seed, labels)
-    elif name in SCENES | FROZEN:
-        model = _replicate(pooled_cnn(), checkpoint_name(name, "true"), name, seed, (SCENES | FROZEN)[name])
-    elif name in MISLABELLED:
-        model = _replicate(strided_cnn(), f"checkpoints/{name}.safetensors", name, seed, MISLABELLED[name])
-    elif name == "squeezenet_imagenet":
-        model = _stored(squeezenet(), "squeezenet_imagenet.safetensors")
-    elif name in TORCHVISION:
-        extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
-        with local_seed(seed):
-            model = torchvision.models.get_model(name, weights=weights, **extra)
-    else:
-        known = [*SHIPPED, *SCENES, *FROZEN, *MISLABELLED, "squeezenet_imagenet", *TORCHVISION]
+    if name not in (*REGISTRY, "squeezenet_imagenet", *TORCHVISION):
+        known = [*REGISTRY, "squeezenet_imagenet", *TORCHVISION]
         raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}.")
-    return model.eval()
+    if labels is not None and not (name in REGISTRY and REGISTRY[name].labels):
+        raise ValueError(f"{name} is stored for one set of labels: leave labels={labels!r} out.")
+    if weights != "DEFAULT" and name not in TORCHVISION:
+        raise ValueError(f"{name} has its own weights: leave weights={weights!r} out.")
+    if seed is not None and name not in REGISTRY and not (name in TORCHVISION and weights is None):
+        raise ValueError(f"{name} has one set of weights: leave seed={seed!r} out.")
+    if name in REGISTRY:
+        return _checkpoint(name, 0 if seed is None else seed, labels).eval()
+    if name == "squeezenet_imagenet":
+        return _stored(squeezenet(), "squeezenet_imagenet.safetensors").eval()
+    extra = {"init_weights": True} if name == "inception_v3" and weights is None else {}
+    with local_seed(seed or 0):
+        return torchvision.models.get_model(name, weights=weights, **extra).eval()
+
+
+def _checkpoint(name: str, seed: int, labels: str | None) -> nn.Module:
+    recipe = REGISTRY[name]
+    if recipe.labels:
+        labels = "true" if labels is None else labels
+        if labels not in recipe.labels:
+            raise ValueError(f"unknown labels {labels!r}; known: {', '.join(recipe.labels)}.")
+    if seed not in range(recipe.seeds):
+        raise ValueError(f"{name} is stored for seeds 0 to {recipe.seeds - 1}, got {seed!r}.")
+    return _stored(recipe.build(), checkpoint_name(name, labels), f"{int(seed)}.")
+
+
+def _stored(model: nn.Module, asset: str, prefix: str = "") -> nn.Module:
+    with safe_open(locate(asset), "pt") as file:
+        model.load_state_dict({key: file.get_tensor(prefix + key) for key in model.state_dict()})
+    return model

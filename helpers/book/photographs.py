@@ -56,7 +56,7 @@ def class_names() -> list[str]:
     return list(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def photographs(size: int = 224) -> tuple[Tensor, list[str]]:
+def whole(size: int = 224) -> tuple[Tensor, list[str]]:
     """Whole photographs, centre-cropped.
 
     Returns
@@ -78,7 +78,7 @@ def stamps() -> pd.DataFrame:
 
     Columns: `name`, `file`, `class_index` and `class_name` (ImageNet), `source` (path in the Tux Paint
     stamps), `p_grey` (SqueezeNet's probability of that class on plain grey) and `grey`, `brick`, `grass`,
-    `gravel`: 1 where SqueezeNet names the object right on that background, at the defaults of `composites`.
+    `gravel`: 1 where SqueezeNet classifies the object correctly on that background, at the defaults of `composites`.
     """
     return pd.read_csv(locate("stamps/index.csv"))
 
@@ -100,7 +100,7 @@ def composites(
         the size and the device of the result.
     names : the objects, a name or several; all of `stamps()` by default.
     size : side of the images in pixels, for a background given by name.
-    scale : longest side of an object as a share of the image's shorter side, in (0, 1].
+    scale : longest side of an object as a fraction of the image's shorter side, in (0, 1].
     position : where in the free space an object lies, (across, down) in [0, 1]: (0, 0) is the upper left
         corner, (.5, .5) the middle; an object is never cut off.
     seed : draws a position for each object, instead of `position`.
@@ -116,24 +116,24 @@ def composites(
     if not names or (unknown := sorted({*names} - {*index.index})):
         raise ValueError(f"Unknown objects {unknown if names else names}; known: {', '.join(index.index)}.")
     if not 0 < scale <= 1:
-        raise ValueError(f"scale is a share of the image in (0, 1], not {scale}.")
+        raise ValueError(f"scale is a fraction of the image in (0, 1], not {scale}.")
     if len(position) != 2 or not all(0 <= p <= 1 for p in position):
-        raise ValueError(f"position is (across, down) in the free space, shares in [0, 1], not {position}.")
-    canvas = _background(background, size)
+        raise ValueError(f"position is (across, down) in the free space, fractions in [0, 1], not {position}.")
+    background = _background(background, size)
     if seed is None:
         positions = [position] * len(names)
     else:
         positions = torch.rand(len(names), 2, generator=torch.Generator().manual_seed(seed)).tolist()
     rows = index.loc[names]
     cutouts = [Image.open(locate(f"stamps/{file}")) for file in rows["file"]]
-    pasted = [paste(canvas, cutout, scale, p) for cutout, p in zip(cutouts, positions, strict=True)]
+    pasted = [paste(background, cutout, scale, p) for cutout, p in zip(cutouts, positions, strict=True)]
     images, masks = (torch.stack(tensors) for tensors in zip(*pasted, strict=True))
-    labels = torch.tensor(rows["class_index"].to_numpy(), device=canvas.device)
+    labels = torch.tensor(rows["class_index"].to_numpy(), device=background.device)
     return Composites(images, masks, labels, names)
 
 
 def paste(
-    canvas: Tensor, cutout: Image.Image, scale: float = 0.7, position: tuple[float, float] = (0.5, 0.5)
+    background: Tensor, cutout: Image.Image, scale: float = 0.7, position: tuple[float, float] = (0.5, 0.5)
 ) -> tuple[Tensor, Tensor]:
     """One cut-out (RGBA) on a (3, H, W) background; `scale` and `position` as in `composites`.
 
@@ -142,16 +142,21 @@ def paste(
     image : (3, H, W) in [0, 1]
     mask : (H, W) in [0, 1], the alpha of the object where it lies
     """
-    height, width = canvas.shape[1:]
+    height, width = background.shape[1:]
     factor = scale * min(height, width) / max(cutout.size)
     w, h = (max(1, round(side * factor)) for side in cutout.size)
     fitted = cutout.convert("RGBA").resize((w, h), Image.Resampling.BICUBIC)  # Lanczos would leave a halo
-    pixels = F.to_dtype(F.pil_to_tensor(fitted), scale=True).to(canvas)
+    pixels = F.to_dtype(F.pil_to_tensor(fitted), scale=True).to(background)
     left, top = round(position[0] * (width - w)), round(position[1] * (height - h))
-    image, mask = canvas.clone(), canvas.new_zeros(height, width)
-    box = (slice(top, top + h), slice(left, left + w))
-    mask[box] = alpha = pixels[3]
-    image[:, *box] = alpha * pixels[:3] + (1 - alpha) * canvas[:, *box]
+    return blend(background, pixels[:3], pixels[3], top, left)
+
+
+def blend(background: Tensor, cutout: Tensor, alpha: Tensor, top: int, left: int) -> tuple[Tensor, Tensor]:
+    """A cut-out `(C, h, w)` with its alpha `(h, w)` over a background `(C, H, W)`: the image, and the mask `(H, W)`."""
+    image, mask = background.clone(), background.new_zeros(background.shape[1:])
+    box = (slice(top, top + alpha.shape[0]), slice(left, left + alpha.shape[1]))
+    mask[box] = alpha
+    image[:, *box] = alpha * cutout + (1 - alpha) * background[:, *box]
     return image, mask
 
 

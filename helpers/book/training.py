@@ -41,7 +41,7 @@ def permute_labels(labels: Tensor, *, seed: int) -> Tensor:
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256) -> float:
-    """Share of the images whose largest logit is at their label, in [0, 1]."""
+    """Accuracy: the fraction of the images whose largest logit is at their label, in [0, 1]."""
     check_labels(images, labels)
     return (predict(model, images, batch_size=batch_size).argmax(1) == labels).double().mean().item()
 

@@ -7,7 +7,7 @@ from .training import check_labels
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logit of each image's label less the largest of the others, `(..., N)`; negative where the image is misnamed.
+    """The logit of each image's label less the largest of the others, `(..., N)`; negative where it is misclassified.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ def aum(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def forgetting_events(right: Tensor) -> Tensor:
-    """How often each image was named right in one epoch and wrong in the next, `(N,)`; Toneva et al. (2019).
+    """How often each image was classified correctly in one epoch and not in the next, `(N,)`; Toneva et al. (2019).
 
-    `right` is bool `(epochs, N)`. An image that was never named right was never learned: infinity, as in the paper's
+    `right` is bool `(epochs, N)`. An image that was never right was never learned: infinity, as in the paper's
     ranking. The paper looks at an image whenever it is in a batch; one look an epoch, at its end, is as many looks.
     """
     if right.dtype != torch.bool or right.ndim != 2 or not len(right):
@@ -60,7 +60,7 @@ def forgetting_events(right: Tensor) -> Tensor:
 
 
 def average_precision(scores: Tensor, wanted: Tensor) -> float:
-    """Mean precision at the wanted items when all are ranked by falling score, in [0, 1]; chance is the wanted share.
+    """Mean precision at the wanted items when all are ranked by falling score, in [0, 1]; chance is their fraction.
 
     Parameters
     ----------

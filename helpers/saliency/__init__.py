@@ -2,10 +2,11 @@
 
 Images are float `(N, C, H, W)`, targets int64 `(N,)`, the class whose *logit* is explained. Maps have the
 images' shape; those of the CAM family and the controls are `(N, 1, H, W)`. The model is explained in eval mode
-and handed back as it came: mode, weights, gradients and hooks.
+and left as it was: mode, weights, gradients and hooks.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -82,6 +83,32 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     )
 }
 
+TITLES: dict[str, str] = {
+    "gradient": "Gradient",
+    "input_x_gradient": "Input × Gradient",
+    "integrated_gradients": "Integrated Gradients",
+    "smoothgrad": "SmoothGrad",
+    "smoothgrad_squared": "SmoothGrad²",
+    "vargrad": "VarGrad",
+    "smoothgrad_integrated_gradients": "SmoothGrad-IG",
+    "expected_gradients": "Expected Gradients",
+    "guided_backprop": "Guided Backprop",
+    "deconvnet": "DeconvNet",
+    "gradcam": "Grad-CAM",
+    "guided_gradcam": "Guided Grad-CAM",
+    "deeplift": "DeepLIFT",
+    "lrp_epsilon": "LRP-ε",
+    "lrp_alpha_beta": "LRP-α2β1",
+    "lrp_composite": "LRP composite",
+    "occlusion": "Occlusion",
+    "lime": "LIME",
+    "kernel_shap": "KernelSHAP",
+    "sobel": "Sobel edges",
+    "canny": "Canny edges",
+    "input": "The input",
+    "noise": "Noise",
+}
+
 # Methods that differentiate the logits once, at the images themselves.
 ONE_PASS = (gradient, input_x_gradient, guided_backprop, deconvnet)
 
@@ -93,6 +120,14 @@ def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
     return METHODS[method]
+
+
+def title(method: str | Callable[..., Tensor]) -> str:
+    """What people call a method, a key of `METHODS` or a callable; an unknown name is spelled without underscores."""
+    while isinstance(method, partial):
+        method = method.func
+    name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    return TITLES.get(name) or name.replace("_", " ")
 
 
 def heatmap(maps: Tensor, *, signed: bool) -> Tensor:

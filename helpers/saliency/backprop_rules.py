@@ -8,6 +8,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .backward_graph import nodes
 from .passes import check_input, chunks, explaining, gradient_of_logits
 
 
@@ -72,12 +73,7 @@ _OTHER_STEPS = frozenset(
 
 def _refuse_other_activations(logits: Tensor) -> None:
     """Raise if the graph under `logits` holds an activation that was not replaced."""
-    waiting, seen = [logits.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes(logits):
         name = node.name().rpartition("::")[2].split("Backward")[0]
         low = getattr(node, "_saved_min", None) if name in ("Clamp", "ClampMin") else None
         at_zero = low is not None and bool((torch.as_tensor(low) == 0).any())
@@ -87,7 +83,6 @@ def _refuse_other_activations(logits: Tensor) -> None:
                 f"this model has a step ({name}) that may be an activation and is not a call of ReLU "
                 "or ReLU6: there is no rule for it, and the map would be silently wrong."
             )
-        waiting += [above for above, _ in node.next_functions]
 
 
 def _with_relu_rule(model: nn.Module, images: Tensor, targets: Tensor, *, guided: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """What a model did, read off the backward graph under its logits."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,6 +20,24 @@ PRODUCTS = frozenset(
 )
 
 
+def nodes(outputs: Tensor, jumps: Mapping | None = None) -> Iterator:
+    """The backward nodes under `outputs`, each once.
+
+    `jumps` leads from the last node of a layer to the first node below it; what lies between is left out.
+    """
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if jumps and node in jumps:
+            waiting.append(jumps[node])
+            continue
+        yield node
+        waiting += [below for below, _ in node.next_functions]
+
+
 def refuse_unknown_steps(
     logits: Tensor,
     method: str,
@@ -29,17 +47,9 @@ def refuse_unknown_steps(
 ) -> None:
     """Raise unless each node under `logits` is `known`, or `linear` with one input that is not a constant.
 
-    `jumps` leads from the last node of a layer to the first node below it; what lies between is known.
+    What `jumps` leaves out is known.
     """
-    waiting, seen = [logits.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if jumps and node in jumps:
-            waiting.append(jumps[node])
-            continue
+    for node in nodes(logits, jumps):
         name = node.name().removeprefix("torch::autograd::").split("Backward")[0]
         below = [lower for lower, _ in node.next_functions]
         one_signal = sum(lower is not None for lower in below) == 1 and not (name == "Div" and below[0] is None)
@@ -49,12 +59,14 @@ def refuse_unknown_steps(
                 f"{method} has no rule for a step of this model ({name}) and would give a wrong map: explain "
                 "it by its gradient, or use a network of convolutions, linear layers, ReLU and pooling."
             )
-        waiting += below
 
 
-def pulled_back(outputs: Tensor, leaf: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of `(outputs * weights).sum()` at `leaf`; zero where the outputs do not depend on it."""
+def gradient_or_zeros(
+    outputs: Tensor, at: Tensor, weights: Tensor | None = None, *, retain_graph: bool = False
+) -> Tensor:
+    """The gradient of `(outputs * weights).sum()` at `at`, weights 1 if None; zero where it is not depended on."""
     if not outputs.requires_grad:
-        return torch.zeros_like(leaf)
-    (found,) = torch.autograd.grad(outputs, leaf, grad_outputs=weights, allow_unused=True)
-    return torch.zeros_like(leaf) if found is None else found
+        return torch.zeros_like(at)
+    weights = torch.ones_like(outputs) if weights is None else weights
+    (found,) = torch.autograd.grad(outputs, at, weights, allow_unused=True, retain_graph=retain_graph)
+    return torch.zeros_like(at) if found is None else found

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backprop_rules import guided_backprop
+from .backward_graph import gradient_or_zeros
 from .passes import check_input, chosen_logits, chunks, explaining
 
 
@@ -73,19 +74,12 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | n
                 logits = chosen_logits(model, images[part].detach().clone(), targets[part])
                 if not kept:
                     raise ValueError(f"layer {layer!r} does not run in this model.")
-                weights = _gradient(logits, kept[-1]).mean((2, 3), keepdim=True)
+                weights = gradient_or_zeros(logits, kept[-1]).mean((2, 3), keepdim=True)
                 small = (weights * kept[-1].detach()).sum(1, keepdim=True).relu()
                 maps.append(F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False))
     finally:
         hook.remove()
     return torch.cat(maps)
-
-
-def _gradient(logits: Tensor, activations: Tensor) -> Tensor:
-    if not logits.requires_grad:
-        return torch.zeros_like(activations)
-    (gradient,) = torch.autograd.grad(logits.sum(), activations, allow_unused=True)
-    return torch.zeros_like(activations) if gradient is None else gradient
 
 
 def guided_gradcam(

@@ -139,7 +139,7 @@ def smoothgrad(
 ) -> Tensor:
     """Mean gradient over noisy copies of the input; Smilkov et al. (2017).
 
-    `sigma` is the noise's standard deviation as a share of max - min of each image. Signed `(N, C, H, W)`.
+    `sigma` is the noise's standard deviation as a fraction of max - min of each image. Signed `(N, C, H, W)`.
     """
     check_input(images, targets)
     return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))

@@ -15,7 +15,7 @@ from zennit.core import Composite, Hook
 from zennit.layer import Sum
 from zennit.rules import Norm, Pass
 
-from .backward_graph import MOVES, pulled_back, refuse_unknown_steps
+from .backward_graph import MOVES, gradient_or_zeros, refuse_unknown_steps
 from .passes import check_input, chosen_logits, chunks, explaining
 
 POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
@@ -177,7 +177,7 @@ def propagate(
                     with calls:
                         logits = chosen_logits(copied, leaf.clone(), targets[part])
                     refuse_unknown_steps(logits, "LRP", MOVES | POOLS | {"Identity"}, jumps=calls.jumps)
-                    maps.append(pulled_back(logits, leaf, logits.detach()))
+                    maps.append(gradient_or_zeros(logits, leaf, logits.detach()))
                 finally:
                     calls.forget()
     if not all(torch.isfinite(found).all() for found in maps):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..device import batches
 from ..inference import evaluating
+from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
 
@@ -105,7 +106,4 @@ def gradient_of_logits(
     logits = chosen_logits(tape if replayed else model, leaf.clone(), targets)
     if inspect is not None:
         inspect(logits)
-    if not logits.requires_grad:
-        return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True, retain_graph=replayed)
-    return torch.zeros_like(leaf) if gradient is None else gradient
+    return gradient_or_zeros(logits, leaf, retain_graph=replayed)

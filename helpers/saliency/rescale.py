@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .backward_graph import MOVES, PRODUCTS, SUMS, pulled_back, refuse_unknown_steps
+from .backward_graph import MOVES, PRODUCTS, SUMS, gradient_or_zeros, refuse_unknown_steps
 from .passes import check_input, chosen_logits, chunks, explaining, starting_point
 
 
@@ -111,7 +111,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
                 logits = chosen_logits(model, both, targets[part].repeat(2))
             refuse_unknown_steps(logits, "DeepLIFT", MOVES | SUMS, PRODUCTS)
             at_images, at_baselines = logits.split(len(leaf))
-            found = pulled_back(at_images, leaf, torch.ones_like(at_images)) * (leaf - start).detach()
+            found = gradient_or_zeros(at_images, leaf) * (leaf - start).detach()
             _check_sums(found, at_images.detach(), at_baselines.detach())
             maps.append(found)
     return torch.cat(maps)

@@ -26,7 +26,7 @@ from saliency_sanity.book.assets import assets_folder
 PACKAGE = Path(__file__).resolve().parents[2] / "helpers"
 
 OUTPUT = assets_folder() / "imagenet_cascade.csv.gz"
-PHOTOGRAPHS = ("chelsea", "coffee")  # the two that the network names right
+PHOTOGRAPHS = ("chelsea", "coffee")  # the two that the network classifies correctly
 COMPOSITES, SCALE, TEXTURES = 10, 0.6, ("brick", "grass", "gravel")
 READ = 223  # pixels a side that the network reads of 224; an odd number, so that its strides fit a mirror, too
 SEEDS = range(5)
@@ -46,8 +46,8 @@ CONTROLS = ("sobel", "input", "noise")
 
 
 def choose(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[dict]]:
-    """Images in [0, 1] that the model names right, their classes, and how each was made."""
-    photos, names = photographs.photographs()
+    """Images in [0, 1] that the model classifies correctly, their classes, and how each was made."""
+    photos, names = photographs.whole()
     found = [photos[names.index(name)] for name in PHOTOGRAPHS]
     made = [{"photograph": name} for name in PHOTOGRAPHS]
     index = photographs.stamps()
@@ -91,8 +91,8 @@ def main() -> None:
     model = models.load("squeezenet_imagenet")
     raw, targets, made = choose(model)
     images = photographs.normalize(raw)
-    check = partial(sanity.parameter_randomization, model, images, targets, metrics=METRICS, **RANDOM)
-    parts = [check(methods=METHODS, seeds=SEEDS), check(methods=CONTROLS, seeds=[0], lines=False)]
+    cascade = partial(sanity.parameter_randomization, model, images, targets, metrics=METRICS, **RANDOM)
+    parts = [cascade(methods=METHODS, seeds=SEEDS), cascade(methods=CONTROLS, seeds=[0], lines=False)]
     frame = pd.concat([*parts, mirror_rows(model, images, targets)])
     about = {
         "made by": "scripts/assets/imagenet_cascade.py",

@@ -221,7 +221,7 @@ def network() -> torch.nn.Module:
 
 @torch.no_grad()
 def recognise(table: pd.DataFrame, cutouts: list, backgrounds: dict[str, torch.Tensor]) -> pd.DataFrame:
-    """The table with `p_grey`, and for each background 1 where the object is named right."""
+    """The table with `p_grey`, and for each background 1 where the object is classified correctly."""
     model, rows = network(), []
     for cutout, label in zip(cutouts, table["class_index"]):
         images = torch.stack([paste(background, cutout)[0] for background in backgrounds.values()])
@@ -257,7 +257,7 @@ def main() -> None:
 
     print(f"kept {len(kept)} of {len(table)} candidates; not:", ", ".join(table.drop(kept.index)["name"]))
     for who, rows in (("candidates", table), ("kept", kept)):
-        print(f"{who} named right:", ", ".join(f"{b} {rows[b].mean():.0%}" for b in backgrounds))
+        print(f"{who} classified correctly:", ", ".join(f"{b} {rows[b].mean():.0%}" for b in backgrounds))
 
 
 if __name__ == "__main__":

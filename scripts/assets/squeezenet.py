@@ -118,13 +118,13 @@ def samples() -> torch.Tensor:
 
 
 @torch.no_grad()
-def check(source: dict, folded: dict, stored: dict) -> dict[str, float]:
+def deviations(source: dict, folded: dict, stored: dict) -> dict[str, float]:
     """Deviations of the logits: folded from the source's own preprocessing, and fp16 from fp32.
 
     Raises
     ------
     ValueError
-        Folding or rounding changed what the network computes, or it misnames the two photographs.
+        Folding or rounding changed what the network computes, or it misclassifies the two photographs.
     """
     x = samples()
     original = build(source)((255 * x - MEAN_255.view(1, 3, 1, 1)).flip(1))
@@ -164,7 +164,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"provenance": json.dumps(provenance)}  # one key: several come out in no fixed order
     save_file(stored, arguments.output, metadata=metadata)
-    for name, value in check(source, folded, load_file(arguments.output)).items():
+    for name, value in deviations(source, folded, load_file(arguments.output)).items():
         print(f"{name:16} {value:.3g}")
     print(f"{arguments.output.name}: {arguments.output.stat().st_size:,} bytes")
 

@@ -59,8 +59,8 @@ SPECIFIED = [name for name in METHODS if name not in {"lrp_alpha_beta", "occlusi
 
 
 def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
-    """Test images that all networks of a kind name right, so that one class is explained in all of them."""
-    test = data.load(models.SHIPPED[name].data, "test")
+    """Test images that all networks of a kind classify correctly, so that one class is explained in all of them."""
+    test = data.load(models.REGISTRY[name].data, "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
     chosen = known[torch.randperm(len(known), generator=generator(IMAGE_SEED))[:IMAGES]]
@@ -69,17 +69,17 @@ def chosen_images(name: str, networks: list) -> tuple[Tensor, Tensor]:
 
 def table_of(name: str) -> pd.DataFrame:
     """All tests of one network, wide: one column an image."""
-    count = models.SHIPPED[name].seeds
+    count = models.REGISTRY[name].seeds
     true, random = ([models.load(name, seed=k, labels=labels) for k in range(count)] for labels in models.LABELS)
     images, labels = chosen_images(name, true)
     methods = {key: method for key, method in METHODS.items() if "cnn" in name or key not in CONVOLUTIONAL}
-    asked = {"methods": methods, "metrics": METRICS, "show_progress": False}
-    by_labels = sanity.data_randomization(true, random, images, labels, lines=False, **asked)
+    options = {"methods": methods, "metrics": METRICS, "show_progress": False}
+    by_labels = sanity.data_randomization(true, random, images, labels, lines=False, **options)
     frames = [by_labels.replace({"scheme": SCHEMES})]
     for k, network in enumerate(true):
         for scheme in ("cascading", "independent"):
             frame = sanity.parameter_randomization(
-                network, images, labels, scheme=scheme, seeds=[WEIGHT_SEED + k], lines=scheme == "cascading", **asked
+                network, images, labels, scheme=scheme, seeds=[WEIGHT_SEED + k], lines=scheme == "cascading", **options
             )
             if scheme == "cascading":
                 tests = frame.stage.map(CASCADE).fillna(frame.scheme.map(LINES))
@@ -142,7 +142,7 @@ def measured(reference: Tensor, maps: Tensor, **about) -> list[dict]:
 
 def specifications(name: str) -> pd.DataFrame:
     """Top and whole randomisation under every specification, with floor and ceiling of each."""
-    networks = [models.load(name, seed=k) for k in range(models.SHIPPED[name].seeds)]
+    networks = [models.load(name, seed=k) for k in range(models.REGISTRY[name].seeds)]
     images, labels = chosen_images(name, networks)
     rows = []
     for k, network in enumerate(networks):

@@ -27,19 +27,19 @@ PHONE = {"width": 390, "height": 844}
 
 
 def draws() -> list[list[blind_test.Trial]]:
-    return [blind_test.draw(seed, OBJECTS) for seed in SEEDS]
+    return [blind_test.draw_trials(seed, OBJECTS) for seed in SEEDS]
 
 
 def test_the_trials_follow_from_the_seed_alone():
     torch.manual_seed(1)
-    first = blind_test.draw(7, OBJECTS)
+    first = blind_test.draw_trials(7, OBJECTS)
     torch.manual_seed(2)
-    assert blind_test.draw(7, OBJECTS) == first != blind_test.draw(8, OBJECTS)
+    assert blind_test.draw_trials(7, OBJECTS) == first != blind_test.draw_trials(8, OBJECTS)
 
 
 @pytest.mark.parametrize("seed", SEEDS[:20])
 def test_the_design_is_balanced(seed):
-    trials = blind_test.draw(seed, OBJECTS)
+    trials = blind_test.draw_trials(seed, OBJECTS)
     scored = [trial for trial in trials if trial.foil != "catch"]
     assert Counter((t.foil, t.method, t.ranks) for t in scored) == {
         (foil, method, ranks): 1
@@ -57,7 +57,7 @@ def test_the_design_is_balanced(seed):
 
 @pytest.mark.parametrize("seed", SEEDS[:20])
 def test_catch_trials_have_no_right_answer(seed):
-    caught = [trial for trial in blind_test.draw(seed, OBJECTS) if trial.foil == "catch"]
+    caught = [trial for trial in blind_test.draw_trials(seed, OBJECTS) if trial.foil == "catch"]
     assert sorted((t.left, t.right, t.ranks) for t in caught) == [
         (kind, kind, ranks) for kind in ("trained", "untrained") for ranks in (False, True)
     ]
@@ -166,7 +166,7 @@ def about(html) -> dict:
 
 def test_the_page_shows_the_published_draw(about, clothes, html):
     names = blind_test.photographs_pool().objects
-    trials = blind_test.draw(blind_test.SEED, {"photographs": names, "clothes": clothes.objects})
+    trials = blind_test.draw_trials(blind_test.SEED, {"photographs": names, "clothes": clothes.objects})
     for written, trial in zip(about["trials"], trials, strict=True):
         assert blind_test.Trial(**{key: written[key] for key in trial._fields})._asdict() == {
             **trial._asdict(), "networks": list(trial.networks), "weights": list(trial.weights)
@@ -175,7 +175,7 @@ def test_the_page_shows_the_published_draw(about, clothes, html):
         if trial.pool == "clothes":
             maps = blind_test.shown(trial, clothes)
             for side, (name, values) in enumerate(zip(("left", "right"), maps)):
-                picture = Image.open(html / "_static/blind_test" / written["pictures"][name])
+                picture = Image.open(html / "blind_test" / written["pictures"][name])
                 grey = blind_test.levels(values, ranks=trial.ranks, seed=side).numpy().astype(int)
                 assert np.abs(np.asarray(picture).astype(int) - grey).max() <= 1
 
@@ -394,5 +394,5 @@ def test_the_sheet_prints_on_few_pages(visit, site):
 
 
 def test_the_test_is_light(html):
-    files = list((html / "_static/blind_test").iterdir())
+    files = list((html / "blind_test").iterdir())
     assert sum(path.stat().st_size for path in files) < 600_000

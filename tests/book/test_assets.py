@@ -90,3 +90,22 @@ def test_a_name_that_is_nearly_an_asset_is_corrected():
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")  # the standard's own example
     assert assets.digest(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_names_in_a_folder_are_listed():
+    textures = [name for name in assets.manifest() if name.startswith("textures/")]
+    assert assets.listed("textures") == sorted(textures) and len(textures) >= 3
+    assert assets.listed("texture") == []
+
+
+def test_what_is_opened_is_written_down_where_the_build_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("SANITY_ASSETS_NOTE", raising=False)
+    data.load("digits", "test")
+    monkeypatch.setenv("SANITY_ASSETS_NOTE", str(tmp_path / "note"))
+    data.load("clothes", "test")
+    models.load("mlp_digits")
+    assets.listed("textures")
+    with pytest.raises(assets.AssetError):
+        assets.locate("nonsense")
+    opened = (tmp_path / "note").read_text(encoding="utf-8").splitlines()
+    assert opened == ["clothes.npz", "checkpoints/mlp_digits.true.safetensors", "textures/"]

@@ -18,8 +18,8 @@ LABELS = torch.arange(10).repeat_interleave(300)
 
 
 @pytest.fixture(scope="module")
-def sheets():
-    return bugs.sheets()
+def backgrounds():
+    return bugs.backgrounds()
 
 
 @pytest.fixture(scope="module")
@@ -44,45 +44,46 @@ def test_a_silhouette_by_hand():
     assert torch.equal(bugs.silhouettes(picture), expected)
 
 
-def test_sheets_are_ten_different_pictures(sheets):
-    assert len(sheets) == 10
-    for sheet in sheets.values():
-        assert sheet.shape[0] == 1 and min(sheet.shape[1:]) >= 40
-        assert 0 <= sheet.min() and sheet.max() <= 1 and sheet.std() > 0.05
-    corners = torch.stack([sheet[0, :40, :40].flatten() for sheet in sheets.values()])
+def test_backgrounds_are_ten_different_pictures(backgrounds):
+    assert len(backgrounds) == 10
+    for picture in backgrounds.values():
+        assert picture.shape[0] == 1 and min(picture.shape[1:]) >= 40
+        assert 0 <= picture.min() and picture.max() <= 1 and picture.std() > 0.05
+    corners = torch.stack([picture[0, :40, :40].flatten() for picture in backgrounds.values()])
     same = corners.corrcoef() - torch.eye(10)
     assert same.max() < 0.5  # a negative has correlation -1 with its picture
 
 
-def test_scenes_are_objects_over_canvases(garments, sheets, device):
+def test_scenes_are_objects_over_backgrounds(garments, backgrounds, device):
     images, masks, labels = (tensor.to(device) for tensor in garments)
-    scenes = bugs.place(images, masks, labels, sheets, size=40, seed=3)
+    scenes = bugs.scenes(images, masks, labels, backgrounds, size=40, seed=3)
     assert scenes.images.device == images.device and scenes.images.shape == (60, 1, 40, 40)
     off = scenes.masks == 0
-    assert torch.equal(scenes.images[:, 0][off], scenes.canvases[:, 0][off])
+    assert torch.equal(scenes.images[:, 0][off], scenes.backgrounds[:, 0][off])
     assert torch.equal(scenes.masks.sum((1, 2)), masks.sum((1, 2)))
     for image, mask, whole, cover in zip(images, masks, scenes.images, scenes.masks):
         assert torch.equal(whole[0][cover == 1], image[0][mask == 1])
-    names = list(sheets)
-    for canvas, which in zip(scenes.canvases[:6], labels[:6]):
-        pieces = sheets[names[which]][0].unfold(0, 40, 1).unfold(1, 40, 1).to(device)
-        assert (pieces == canvas[0]).all(-1).all(-1).any()  # cut from the sheet of its class
+    names = list(backgrounds)
+    for piece, which in zip(scenes.backgrounds[:6], labels[:6]):
+        pieces = backgrounds[names[which]][0].unfold(0, 40, 1).unfold(1, 40, 1).to(device)
+        assert (pieces == piece[0]).all(-1).all(-1).any()  # cut from the background of its class
 
 
-def test_a_soft_mask_lets_the_background_through(sheets):
-    scenes = bugs.place(torch.ones(1, 1, 40, 40), torch.full((1, 40, 40), 0.25), torch.tensor([2]), sheets, seed=0)
-    assert torch.allclose(scenes.images, 0.25 + 0.75 * scenes.canvases)
+def test_a_soft_mask_lets_the_background_through(backgrounds):
+    objects, masks = torch.ones(1, 1, 40, 40), torch.full((1, 40, 40), 0.25)
+    scenes = bugs.scenes(objects, masks, torch.tensor([2]), backgrounds, seed=0)
+    assert torch.allclose(scenes.images, 0.25 + 0.75 * scenes.backgrounds)
 
 
-def test_places_do_not_depend_on_the_backgrounds(garments, sheets):
+def test_places_do_not_depend_on_the_backgrounds(garments, backgrounds):
     images, masks, labels = garments
-    one, two = (bugs.place(images, masks, which, sheets, seed=5) for which in (labels, (labels + 1) % 10))
-    assert torch.equal(one.masks, two.masks) and not torch.equal(one.canvases, two.canvases)
-    assert torch.equal(one.images, bugs.place(images, masks, labels, sheets, seed=5).images)
-    assert not torch.equal(one.masks, bugs.place(images, masks, labels, sheets, seed=6).masks)
+    one, two = (bugs.scenes(images, masks, which, backgrounds, seed=5) for which in (labels, (labels + 1) % 10))
+    assert torch.equal(one.masks, two.masks) and not torch.equal(one.backgrounds, two.backgrounds)
+    assert torch.equal(one.images, bugs.scenes(images, masks, labels, backgrounds, seed=5).images)
+    assert not torch.equal(one.masks, bugs.scenes(images, masks, labels, backgrounds, seed=6).masks)
+    full = torch.ones(200, 1, 38, 38), torch.ones(200, 38, 38)
     corners = {
-        tuple(mask.nonzero().amin(0).tolist())
-        for mask in bugs.place(torch.ones(200, 1, 38, 38), torch.ones(200, 38, 38), LABELS[:200], sheets, seed=0).masks
+        tuple(mask.nonzero().amin(0).tolist()) for mask in bugs.scenes(*full, LABELS[:200], backgrounds, seed=0).masks
     }
     assert len(corners) == 9  # every place that there is
 
@@ -97,10 +98,10 @@ def test_the_three_ways_to_choose_backgrounds():
     ("size", "which", "message"),
     [(27, 0, "fit"), (73, 0, "fit"), (40, 10, "0..9"), (40, -1, "0..9")],
 )
-def test_what_does_not_fit_is_refused(garments, sheets, size, which, message):
+def test_what_does_not_fit_is_refused(garments, backgrounds, size, which, message):
     images, masks, _ = garments
     with pytest.raises(ValueError, match=message):
-        bugs.place(images, masks, torch.full((60,), which), sheets, size=size, seed=0)
+        bugs.scenes(images, masks, torch.full((60,), which), backgrounds, size=size, seed=0)
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.0, 2.0])
@@ -115,18 +116,18 @@ def test_one_class_is_blurred_as_by_scipy(sigma):
         assert np.abs(ours[0].numpy() - reference).max() < 1e-5
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.333, 1])
-def test_flips_are_where_they_are_said_to_be(share, device):
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.333, 1])
+def test_flips_are_where_they_are_said_to_be(fraction, device):
     labels = LABELS.to(device)
     before = labels.clone()
-    wrong, flipped = bugs.mislabel(labels, share=share, seed=7)
+    wrong, flipped = bugs.mislabel(labels, fraction=fraction, seed=7)
     assert torch.equal(labels, before) and wrong.device == flipped.device == labels.device
-    assert torch.equal((wrong != labels).nonzero()[:, 0], flipped) and len(flipped) == round(share * 3000)
+    assert torch.equal((wrong != labels).nonzero()[:, 0], flipped) and len(flipped) == round(fraction * 3000)
     assert wrong.dtype == torch.int64 and wrong.min() >= 0 and wrong.max() <= 9
 
 
 def test_flips_are_spread_over_the_images_and_the_other_classes():
-    wrong, flipped = bugs.mislabel(LABELS, share=0.9, seed=1)
+    wrong, flipped = bugs.mislabel(LABELS, fraction=0.9, seed=1)
     shift = (wrong[flipped] - LABELS[flipped]) % 10
     assert stats.chisquare(shift.bincount(minlength=10)[1:]).pvalue > 0.001
     assert stats.chisquare(LABELS[flipped].bincount()).pvalue > 0.001
@@ -141,7 +142,12 @@ def test_flips_follow_their_seed_and_leave_the_global_state():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"share": 1.1}, "share"), ({"share": -0.1}, "share"), ({"classes": 1}, "two classes"), ({"classes": 9}, "0..8")],
+    [
+        ({"fraction": 1.1}, "fraction"),
+        ({"fraction": -0.1}, "fraction"),
+        ({"classes": 1}, "two classes"),
+        ({"classes": 9}, "0..8"),
+    ],
 )
 def test_impossible_flips_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -168,28 +174,28 @@ def test_lost_weights_are_those_of_the_stage_as_initialised(stage):
 
 def test_a_share_of_the_channels_is_lost_whole_and_the_norm_loses_the_same():
     model = models.load("scenes_clean")
-    lost = changed(model, bugs.lost_weights(model, "conv2", share=0.25, seed=3))
+    lost = changed(model, bugs.lost_weights(model, "conv2", fraction=0.25, seed=3))
     assert set(lost) == {f"conv2.{k}" for k in ("weight", "bias")} | {
         f"norm2.{k}" for k in ("weight", "bias", "running_mean", "running_var")
     }
     assert lost["conv2.weight"].sum() == 8 and all(torch.equal(v, lost["conv2.weight"]) for v in lost.values())
-    assert not changed(model, bugs.lost_weights(model, "conv2", share=0.0, seed=3))
+    assert not changed(model, bugs.lost_weights(model, "conv2", fraction=0.0, seed=3))
 
 
 def test_what_is_lost_follows_the_seed_and_leaves_the_global_state():
     model, state = models.load("scenes_clean"), torch.get_rng_state()
-    first, again, other = (bugs.lost_weights(model, "conv1", share=0.5, seed=s) for s in (0, 0, 1))
+    first, again, other = (bugs.lost_weights(model, "conv1", fraction=0.5, seed=s) for s in (0, 0, 1))
     assert not changed(first, again) and changed(first, other)
     assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
-    ("stage", "share", "message"),
-    [("fc9", 1.0, "known: logits, conv3"), ("conv1", 1.5, "share"), ("conv1", -1, "share")],
+    ("stage", "fraction", "message"),
+    [("fc9", 1.0, "known: logits, conv3"), ("conv1", 1.5, "fraction"), ("conv1", -1, "fraction")],
 )
-def test_impossible_losses_are_refused(stage, share, message):
+def test_impossible_losses_are_refused(stage, fraction, message):
     with pytest.raises(ValueError, match=message):
-        bugs.lost_weights(models.load("scenes_clean"), stage, share=share, seed=0)
+        bugs.lost_weights(models.load("scenes_clean"), stage, fraction=fraction, seed=0)
 
 
 def test_wrong_preprocessing_keeps_the_shape_and_changes_the_image():

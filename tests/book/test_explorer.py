@@ -14,6 +14,7 @@ import torch
 from bs4 import BeautifulSoup
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
+from rendering import EXPLORER
 from saliency_sanity import plots, sanity
 from saliency_sanity.book import data, explorer, models, photographs
 
@@ -145,7 +146,7 @@ def test_a_gap_breaks_the_curve_and_reads_undefined():
 
 
 def test_large_pictures_are_small_and_look_the_same():
-    photograph = photographs.photographs(160)[0][0]
+    photograph = photographs.whole(160)[0][0]
     html = explorer.explore({"image": ["cat"]}, {"photograph": plots.picture(photograph)[None]}, title="A cat")
     shown = torch.from_numpy(pixels(BeautifulSoup(html, "html.parser").img["src"]) / 255).permute(2, 0, 1)
     assert len(html) < 40_000 and (shown - photograph).abs().mean() < 0.02
@@ -168,7 +169,7 @@ def test_switches_count_in_powers_of_two():
 def test_a_notebook_gets_the_element_and_the_build_its_data(given):
     shown = explorer.explore(AXES, title="Two methods", slider="stage", **given)
     bundle = InteractiveShell().display_formatter.format(shown)[0]
-    assert set(bundle) == {"text/plain", "text/html", explorer.MIME}
+    assert set(bundle) == {"text/plain", "text/html", EXPLORER} and explorer.MIME == EXPLORER
     assert bundle["text/html"] == shown and re.fullmatch(r"<explorer of \d+ kB>", bundle["text/plain"])
 
 

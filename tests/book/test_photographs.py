@@ -17,9 +17,9 @@ from saliency_sanity.book.photographs import (
     denormalize,
     normalize,
     paste,
-    photographs,
     stamps,
     textures,
+    whole,
 )
 from torchvision.transforms.v2 import functional as F
 
@@ -66,7 +66,7 @@ def test_class_names():
 
 @pytest.mark.parametrize("size", [32, 224, 299])
 def test_whole_photographs(size):
-    images, names = photographs(size)
+    images, names = whole(size)
     assert images.shape == (len(names), 3, size, size) and images.dtype == torch.float32
     assert names == ["astronaut", "chelsea", "china", "coffee", "flower", "rocket"]
     assert images.min() >= 0 and images.max() <= 1 and images.std(dim=(1, 2, 3)).min() > 0.05
@@ -89,7 +89,7 @@ def test_network_file_says_where_it_is_from():
 
 
 def test_photographs_named_right(network):
-    images, names = photographs()
+    images, names = whole()
     top = dict(zip(names, (class_names()[i] for i in predict(network, images).argmax(1))))
     assert top["chelsea"] in {"Egyptian cat", "tabby", "tiger cat"} and top["coffee"] == "espresso"
 

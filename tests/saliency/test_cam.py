@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks import CLASSES, cnn, images, lively, targets
 from saliency_sanity.book import models
-from saliency_sanity.book.photographs import normalize, photographs
+from saliency_sanity.book.photographs import normalize, whole
 from saliency_sanity.device import local_seed
 from saliency_sanity.inference import evaluating
 from saliency_sanity.saliency import passes
@@ -45,7 +45,7 @@ def test_guided_gradcam_is_the_product_and_captums():
 def test_on_squeezenet_it_is_the_class_activation_map(layer):
     """conv10 has one channel a class and the logit is its mean: every other weight is zero."""
     model = models.load("squeezenet_imagenet")
-    x = normalize(photographs(128)[0][:3])
+    x = normalize(whole(128)[0][:3])
     with torch.no_grad():
         activations = model.classifier[:2](model.features(x))
     y = activations.mean((2, 3)).argmax(1)

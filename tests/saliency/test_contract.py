@@ -1,6 +1,7 @@
 """What holds for every method: the shape of its maps; model, images and random state left as they were."""
 
 from copy import deepcopy
+from functools import partial
 from inspect import signature
 
 import pytest
@@ -371,3 +372,16 @@ def test_a_heatmap_adds_the_channels_then_drops_the_sign():
 def test_a_heatmap_of_other_shapes_raises(maps):
     with pytest.raises(ValueError, match=r"maps must be \(N, C, H, W\)"):
         saliency.heatmap(maps, signed=True)
+
+
+def test_every_method_has_a_title_of_its_own():
+    assert saliency.TITLES.keys() == METHODS.keys()
+    assert len(set(saliency.TITLES.values())) == len(METHODS)
+    assert all(saliency.title(name) == saliency.title(method) for name, method in METHODS.items())
+    assert saliency.title(partial(METHODS["smoothgrad"], samples=3)) == "SmoothGrad"
+
+
+def test_a_function_without_a_title_is_called_by_its_name():
+    def one_of_mine(model, images, targets): ...
+
+    assert saliency.title(one_of_mine) == saliency.title("one_of_mine") == "one of mine"

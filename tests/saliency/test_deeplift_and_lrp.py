@@ -372,7 +372,7 @@ def test_lrp_epsilon_adds_up_to_the_logit_on_the_books_networks(name):
 
 def test_lrp_epsilon_adds_up_to_the_logit_on_the_trained_squeezenet():
     model = models.load("squeezenet_imagenet")
-    x = photographs.normalize(photographs.photographs(96)[0][:3])
+    x = photographs.normalize(photographs.whole(96)[0][:3])
     y = model(x).argmax(1)
     torch.testing.assert_close(lrp_epsilon(model, x, y).sum((1, 2, 3)), logits(model, x, y), rtol=1e-3, atol=0)
     lost = lrp_epsilon(model, x, y, zero_params=None).sum((1, 2, 3)) / logits(model, x, y)

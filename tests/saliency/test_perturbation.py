@@ -225,7 +225,7 @@ def test_grey_and_small_images_are_cut_by_a_grid(shape, count):
 
 
 def test_photographs_are_cut_into_superpixels(device):
-    x = photographs.photographs(96)[0][:3].to(device)
+    x = photographs.whole(96)[0][:3].to(device)
     parts = superpixels(x)
     assert parts.shape == (3, 96, 96) and parts.dtype == torch.int64 and parts.device == x.device
     for part in parts:

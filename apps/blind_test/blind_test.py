@@ -1,6 +1,6 @@
-"""Draw the pairs of the blind test and make their pictures; run by blind_test_page.py when the book is built.
+"""Draw the pairs of the blind test and make their pictures; run by scripts/build_book.py.
 
-    python scripts/blind_test.py FOLDER
+    python apps/blind_test/blind_test.py FOLDER
 
 Writes `trials.json`, and for each trial the pictures `NN-image`, `NN-left` and `NN-right`; `end-…` are those of the
 last figure. All that is random follows from `SEED`, which the page prints.
@@ -28,7 +28,7 @@ CLIP = 0.99  # white is reached at this quantile of a map that is shown at its o
 
 
 class Pool(NamedTuple):
-    """Images `(N, C, H, W)` in [0, 1] that all `trained` networks name right, their classes, what each shows."""
+    """Images `(N, C, H, W)` in [0, 1] that all `trained` networks classify correctly, classes, what each shows."""
 
     images: Tensor
     labels: Tensor
@@ -56,7 +56,7 @@ class Trial(NamedTuple):
 
 
 def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
-    """Objects on backgrounds, those that SqueezeNet names right."""
+    """Objects on backgrounds, those that SqueezeNet classifies correctly."""
     network = models.load("squeezenet_imagenet")
     names = photographs.class_names()
     images, labels, objects, titles = [], [], [], []
@@ -72,8 +72,8 @@ def photographs_pool(backgrounds: Sequence[str] = BACKGROUNDS) -> Pool:
 
 
 def clothes_pool() -> Pool:
-    """Test images of clothes that the networks of all seeds name right."""
-    networks = [models.load("cnn_clothes", seed=k) for k in range(models.SHIPPED["cnn_clothes"].seeds)]
+    """Test images of clothes that the networks of all seeds classify correctly."""
+    networks = [models.load("cnn_clothes", seed=k) for k in range(models.REGISTRY["cnn_clothes"].seeds)]
     test = data.load("clothes", "test")
     right = torch.stack([inference.predict(network, test.images).argmax(1) == test.labels for network in networks])
     known = right.all(0).nonzero()[:, 0]
@@ -81,7 +81,7 @@ def clothes_pool() -> Pool:
     return Pool(test.images[known], test.labels[known], [str(i) for i in known.tolist()], titles, networks)
 
 
-def draw(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
+def draw_trials(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
     """The twenty trials of a seed.
 
     Parameters
@@ -109,7 +109,7 @@ def draw(seed: int, objects: Mapping[str, Sequence[str]]) -> list[Trial]:
     trials = []
     for i in torch.randperm(len(design), generator=rng).tolist():
         pool, *rest = design[i]
-        networks = torch.randperm(models.SHIPPED["cnn_clothes"].seeds, generator=rng)[:2].tolist()
+        networks = torch.randperm(models.REGISTRY["cnn_clothes"].seeds, generator=rng)[:2].tolist()
         weights = torch.randint(2**31, (2,), generator=rng).tolist()
         trials.append(Trial(pool, next(images[pool]), *rest, tuple(networks), tuple(weights)))
     return trials
@@ -208,14 +208,15 @@ def last_pair(folder: Path) -> dict:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     pools = {"photographs": photographs_pool(), "clothes": clothes_pool()}
-    trials = draw(SEED, {name: pool.objects for name, pool in pools.items()})
+    trials = draw_trials(SEED, {name: pool.objects for name, pool in pools.items()})
     written = []
     for number, trial in enumerate(trials, start=1):
         pool = pools[trial.pool]
         pair = [levels(values, ranks=trial.ranks, seed=side) for side, values in enumerate(shown(trial, pool))]
         pictures = dict(zip(("image", "left", "right"), (pool.images[trial.image], *pair)))
         files = {name: save(picture, folder / f"{number:02}-{name}") for name, picture in pictures.items()}
-        written.append({**trial._asdict(), "title": pool.titles[trial.image], "pictures": files})
+        titles = {"title": pool.titles[trial.image], "method_title": saliency.title(trial.method)}
+        written.append({**trial._asdict(), **titles, "pictures": files})
     about = {"seed": SEED, "eligible": {name: len(pool.images) for name, pool in pools.items()}}
-    about |= {"trials": written, "end": last_pair(folder)}
+    about |= {"methods": [saliency.title(method) for method in METHODS], "trials": written, "end": last_pair(folder)}
     (folder / "trials.json").write_text(json.dumps(about, indent=1), encoding="utf-8")

@@ -4,12 +4,8 @@
 (() => {
   const { SIDE } = engine;
   const DRAWS = 5;
-  const METHODS = {
-    gradient: "Gradient",
-    input_x_gradient: "Gradient ⊙ input",
-    guided_backprop: "Guided Backprop",
-    sobel: "Edge detector (Sobel; no network)",
-  };
+  const METHODS = { ...playgroundData.titles };
+  METHODS.sobel += " (no network)";
   const QUIET = 700; // milliseconds without a change before the text is written anew
   const form = document.getElementById("playground");
   const part = (name) => form.querySelector(`[data-part="${name}"]`);

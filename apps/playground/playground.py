@@ -1,8 +1,8 @@
 """What the playground (book/playground.md) is served: weights, samples and colours for its scripts, and a picture.
 
-    python scripts/playground.py FOLDER
+    python apps/playground/playground.py FOLDER
 
-The scripts themselves are in book/extra/playground. Nothing here is computed in the browser as well: the browser
+The scripts themselves lie beside this file. Nothing here is computed in the browser as well: the browser
 gets the trained weights as they are stored, and computes the maps on its own.
 """
 
@@ -49,7 +49,7 @@ class Training(NamedTuple):
 
 @cache
 def training_images(name: str) -> Training:
-    """Of the training images, the share `TYPICAL` has a distance within `limits`."""
+    """Of the training images, the fraction `TYPICAL` has a distance within `limits`."""
     flat = data.load(name, "train").images.flatten(1)
     variances, vectors = torch.linalg.eigh(torch.cov(flat.T))
     mean, components = flat.mean(0).half().float(), vectors.T[-COMPONENTS:].half().float()
@@ -146,6 +146,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     for name in SETS:
         (folder / f"{name}.js").write_bytes(script(name, shipped(name)))
-    (folder / "colours.js").write_bytes(script("colours", colours()))
+    titles = {method: saliency.title(method) for method in METHODS}
+    (folder / "shared.js").write_bytes(script("colours", colours()) + script("titles", titles))
     (folder / "still.png").write_bytes(still())
     (folder / "unlike.txt").write_text(unlike(), encoding="utf-8")

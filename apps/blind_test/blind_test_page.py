@@ -4,22 +4,17 @@ import json
 from html import escape
 from pathlib import Path
 
-BEHAVIOUR = Path(__file__).with_name("blind_test.js")
-PICTURES = Path("_static/blind_test")
-METHODS = {
-    "gradient": "Gradient",
-    "smoothgrad": "SmoothGrad",
-    "integrated_gradients": "Integrated Gradients",
-    "guided_backprop": "Guided Backprop",
-}
+BEHAVIOUR, STYLE = (Path(__file__).with_name(name) for name in ("blind_test.js", "style.css"))
+FOLDER = "blind_test"  # of the built book; what lies there is loaded by these pages alone
 SIDES = {"trained": "trained", "untrained": "untrained", "edges": "edge detector"}
 FOILS = {"untrained": "untrained network", "edges": "edge detector", "catch": "no right answer"}
 SURE = {3: "certain", 2: "fairly sure", 1: "a guess"}
 
 
-def pictures(folder: Path) -> dict[Path, bytes]:
-    """The pictures by their place in the sources of the book."""
-    return {PICTURES / path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+def files(folder: Path) -> dict[Path, bytes]:
+    """What is served beside the pages, by its place in the sources of the book."""
+    served = [STYLE, *(path for path in folder.iterdir() if path.suffix != ".json")]
+    return {Path("book/extra", FOLDER, path.name): path.read_bytes() for path in served}
 
 
 def parts(folder: Path) -> dict[Path, dict[str, str]]:
@@ -43,11 +38,11 @@ def answer(trial: dict) -> str | None:
 
 
 def _raw(html: str) -> str:
-    return f"```{{raw}} html\n{html}\n```"
+    return f'```{{raw}} html\n<link rel="stylesheet" href="../{FOLDER}/{STYLE.name}">\n{html}\n```'
 
 
 def _picture(file: str, alt: str, caption: str, kind: str = "") -> str:
-    image = f'<img class="dark-light {kind}" src="../{PICTURES}/{file}" alt="{escape(alt)}" width="224" height="224">'
+    image = f'<img class="dark-light {kind}" src="../{FOLDER}/{file}" alt="{escape(alt)}" width="224" height="224">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -67,7 +62,7 @@ def _told(trial: dict) -> str:
     """What the two maps were, for after the end."""
     shown = "each pixel by its rank" if trial["ranks"] else "at its own scale"
     sides = (f"{side.capitalize()}: {SIDES[trial[side]]}." for side in ("left", "right"))
-    return f"{METHODS[trial['method']]}, {shown}. {' '.join(sides)}"
+    return f"{trial['method_title']}, {shown}. {' '.join(sides)}"
 
 
 def _choice(number: int, value: str, label: str) -> str:
@@ -152,7 +147,7 @@ of clothes (our small network, trained from eight seeds).
 - {count["catch"]} pairs have no right answer: two trained networks that started from different seeds, or two with
   random weights.
 
-Each of the first two kinds meets each method twice: {", ".join(METHODS.values())}.
+Each of the first two kinds meets each method twice: {", ".join(about["methods"])}.
 Grad-CAM is left out, because nobody could mistake its coarse blobs for edges. Half of the pairs show each map at its
 own scale, white from its 99 % quantile on. The other half show each pixel by its rank, ties in random order: both maps
 have exactly the same grey levels, and contrast gives nothing away; there are too few pairs to score the two halves

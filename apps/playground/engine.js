@@ -268,7 +268,7 @@ const engine = (() => {
     return moved(scale, centred.map((shift, axis) => shift + SIDE / 2 - centre[axis]));
   }
 
-  /** How far an image is from the mean of the training images, as `Training.distance` in scripts/playground.py. */
+  /** How far an image is from the mean of the training images, as `Training.distance` in apps/playground/playground.py. */
   function distance(image, { mean, components, variances, rest }) {
     const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
     const centred = image.map((value, i) => value - mean[i]);
