@@ -193,13 +193,13 @@ def test_other_changes_of_the_setup_cell_run_the_chapter(book):
 )
 def test_a_changed_file_of_the_package_runs_those_who_use_it(book, name, users):
     path = book / "helpers" / name
-    path.write_text(path.read_text() + "# changed\n")
+    path.write_text(path.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     assert stale(book) == users
 
 
 def test_another_version_of_the_package_runs_nothing(book):
     path = book / "helpers/__init__.py"
-    path.write_text(path.read_text().replace('"0.2.0"', '"0.3.0"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"0.2.0"', '"0.3.0"'), encoding="utf-8")
     assert stale(book) == set()
 
 
@@ -221,10 +221,15 @@ def test_a_first_claims_file_and_one_that_goes_run_the_chapter(book):
 )
 def test_a_changed_asset_runs_those_who_opened_it(book, old, new, users):
     manifest = book / cache.MANIFEST
-    assert old in manifest.read_text()
-    manifest.write_text(manifest.read_text().replace(old, new))
+    assert old in manifest.read_text(encoding="utf-8")
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     assert stale(book) == users
-    manifest.write_text(manifest.read_text().replace(new, old) if new else "1  digits.npz\n" + manifest.read_text())
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace(new, old)
+        if new
+        else "1  digits.npz\n" + manifest.read_text(encoding="utf-8"),
+        encoding="utf-8",
+    )
     assert stale(book) == set()
 
 
@@ -324,7 +329,7 @@ def test_the_closure_of_other_forms_of_import(book, code, among, without):
 
 def test_outputs_are_kept_with_what_it_took(done):
     [one] = run_chapters.kept_runs(done, ONE)
-    textures = len((ROOT / cache.MANIFEST).read_text().split("textures/")) - 1
+    textures = len((ROOT / cache.MANIFEST).read_text(encoding="utf-8").split("textures/")) - 1
     assert outputs(one.path) == [[], [], [f"('digits.npz', {textures})"], ["2"]]
     assert one.seconds > 0 and one.megabytes > 10 and one.in_budget
 
@@ -488,12 +493,12 @@ def test_a_script_runs_again_when_something_changes_that_it_uses(tmp_path, name,
         write(path, text)
 
     def number() -> str:
-        return (made.made(tmp_path, script, cache.surroundings(tmp_path)) / "made").read_text()
+        return (made.made(tmp_path, script, cache.surroundings(tmp_path)) / "made").read_text(encoding="utf-8")
 
     first = number()
     assert number() == first
-    assert old in (tmp_path / name).read_text()
-    write(tmp_path / name, (tmp_path / name).read_text().replace(old, new))
+    assert old in (tmp_path / name).read_text(encoding="utf-8")
+    write(tmp_path / name, (tmp_path / name).read_text(encoding="utf-8").replace(old, new))
     assert (number() != first) == again
 
 
