@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .device import generator
-from .saliency.passes import class_count
-from .sanity import Rows, draws_noise, heat_of, named
+from .device import generator, seed_of
+from .saliency.passes import class_count, places
+from .sanity import Rows, draws_noise, heat_of, named, takes
 
 PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
 
@@ -34,11 +34,12 @@ def random_logit(
     if classes < 2:
         raise ValueError("the model has one class only: there is no other logit to explain.")
     for seed in seeds:
-        shift = torch.randint(1, classes, (len(targets),), generator=generator(seed)).to(targets.device)
+        shift = [1 + seed_of(seed, "random_logit", image) % (classes - 1) for image in range(len(targets))]
+        others = (targets + torch.tensor(shift).to(targets)) % classes
         for label, method in methods.items():
-            metric = rows.against(heat_of(method, model, images, targets, 2 * seed))
-            other = heat_of(method, model, images, (targets + shift) % classes, 2 * seed + 1)
-            rows.add("random_logit", seed, 0, "", label, metric, other)
+            metric = rows.against(heat_of(method, model, images, targets, seed_of(seed, label)))
+            other = heat_of(method, model, images, others, seed_of(seed, label, "random_logit"))
+            rows.add("curve", "random_logit", seed, 0, "", label, metric, other)
     return rows.frame()
 
 
@@ -46,21 +47,32 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
     """A method whose maps are means over noisy copies of the input: the maps that sMPRT compares.
 
     `sigma` is a share of max - min of each image. The result takes a `seed`, so that the tests of `sanity` give it
-    fresh noise at every stage. Hedström et al. (2024).
+    fresh noise at every stage, and `indices` as `smoothgrad` does. Hedström et al. (2024).
     """
     base = saliency.get(method)
     if samples < 1 or sigma < 0:
         raise ValueError(f"samples must be at least 1 and sigma not negative, got {samples} and {sigma}.")
 
-    def mean_map(model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-        draw = generator(seed)
+    def mean_map(
+        model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0, indices: Sequence[int] | None = None
+    ) -> Tensor:
+        whole, options = places(indices, images), {}
+
+        def noise(copy: int) -> Tensor:
+            drawn = [torch.randn(images.shape[1:], generator=generator(seed_of(seed, at, copy))) for at in whole]
+            return torch.stack(drawn).to(images)
+
         width = sigma * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
         total, together = torch.zeros((), device=images.device), max(1, PER_CALL // len(images))
         for done in range(0, samples, together):
             count = min(together, samples - done)
-            noise = torch.randn((count, *images.shape), generator=draw).to(images)
-            options = {"seed": int(torch.randint(2**62, (), generator=draw))} if draws_noise(base) else {}
-            maps = base(model, (images + width * noise).flatten(0, 1), targets.repeat(count), **options)
+            copies = range(done, done + count)
+            if draws_noise(base):
+                options["seed"] = seed_of(seed, "base", *([] if takes(base, "indices") else [done]))
+            if takes(base, "indices"):
+                options["indices"] = [at * samples + copy for copy in copies for at in whole]
+            noisy = torch.cat([images + width * noise(copy) for copy in copies])
+            maps = base(model, noisy, targets.repeat(count), **options)
             total = total + maps.unflatten(0, (count, -1)).sum(0)
         return total / samples
 
@@ -105,8 +117,8 @@ def complexity_rise(
         *_, last = draws.shared_copies()
         for label, method in methods.items():
             before, after = (
-                complexity(heat_of(method, m, images, targets, 2 * seed + turn), bins=bins)
-                for turn, m in enumerate((model, last.model))
+                complexity(heat_of(method, m, images, targets, seed_of(seed, label, stage)), bins=bins)
+                for stage, m in (("", model), (last.name, last.model))
             )
             rise = ((after - before) / before.masked_fill(before == 0, torch.nan)).cpu().numpy()
             frames.append(pd.DataFrame({"seed": seed, "method": label, "image": range(len(rise)), "rise": rise}))

@@ -181,16 +181,17 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
             axis.set_axis_off()
         for axis, method in zip(axes.flat, methods):
             rows = frame[frame.method == method]
-            by_seed = rows[rows.stage >= 0].groupby(["stage", "layer", "seed"], sort=False).similarity.mean()
+            by_seed = rows[rows.role == "curve"].groupby(["stage", "layer", "seed"], sort=False).similarity.mean()
             mean = by_seed.groupby(["stage", "layer"], sort=False).mean()
             half = by_seed.groupby(["stage", "layer"], sort=False).apply(interval).fillna(0)
             at = range(len(mean))
             axis.fill_between(at, mean - half, mean + half, alpha=0.25, color="tab:blue", linewidth=0)
             axis.plot(at, mean, marker="o", color="tab:blue")
-            for scheme, value in rows[rows.stage < 0].groupby("scheme").similarity.mean().items():
+            for scheme, value in rows[rows.role != "curve"].groupby("scheme").similarity.mean().items():
                 axis.axhline(value, color=LINES[scheme][1], linestyle=LINES[scheme][2])
             axis.set_title(title(method), fontsize=11)
-            axis.set_xticks(at, mean.index.get_level_values("layer"), rotation=45, ha="right")
+            names = [layer or "trained" for layer in mean.index.get_level_values("layer")]
+            axis.set_xticks(at, names, rotation=45, ha="right")
             axis.grid(axis="y", alpha=0.3)
         for axis in axes[:, 0]:
             axis.set_ylabel(metric)

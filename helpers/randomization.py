@@ -4,8 +4,12 @@ A *stage* is a piece of the model that is randomised at once; stages are listed 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from types import FunctionType, MethodType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -60,21 +64,38 @@ class Uses(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if result is None or any(isinstance(value, Tensor) for value in _leaves(result)):  # no look at a shape
-            for value in _leaves((args, kwargs or {})):
+        if result is None or any(isinstance(value, Tensor) for value in leaves(result)):  # no look at a shape
+            for value in leaves((args, kwargs or {})):
                 if id(value) in self.known:
                     self.note(id(value))
         return result
 
 
-def _leaves(value) -> Iterator:
+def leaves(value) -> Iterator:
+    """What lists, tuples, dictionaries and slices hold, however deep."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
+        yield from leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
     else:
         yield value
+
+
+# What a call may ask of a tensor without looking at its values.
+_LOOKS = frozenset(
+    "shape ndim dtype device layout is_cuda is_cpu is_mps is_meta is_sparse is_quantized is_leaf requires_grad "
+    "itemsize nbytes names size dim numel nelement ndimension stride element_size is_contiguous is_floating_point "
+    "is_complex is_signed storage_offset get_device __len__ is_same_size type".split()
+)
+
+
+def only_looks(func: Callable) -> bool:
+    """Whether a torch function asks for the shape, type or place of a tensor and for nothing that its values decide."""
+    name = getattr(func, "__name__", "")
+    return (getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name) in _LOOKS
 
 
 def _traced_order(model: nn.Module) -> list[int]:
@@ -101,6 +122,176 @@ def _order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
         with torch.no_grad(), Uses(_named(model).values(), lambda used: order.setdefault(used)):
             model(example.clone())
         return list(order)
+
+
+# ---------------------------------------------------------------- state outside parameters and buffers
+
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+class Place(NamedTuple):
+    """Where a tensor is held: by `owner` under `key`, which the attribute of a module leads to."""
+
+    module: str
+    attribute: str
+    owner: object
+    key: object
+    path: str
+
+
+def plain_places(model: nn.Module) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors that the model's modules hold outside parameters and buffers.
+
+    As attributes, in containers, objects and modules that are not registered, and in what functions close over.
+    """
+    registered = {id(tensor) for tensor in all_tensors(model)}
+    modules = dict(model.named_modules())
+    seen = {id(module) for module in modules.values()}
+    waiting: list[tuple[Place, object]] = [
+        (Place(name, key, module, key, f"{name}.{key}".lstrip(".")), value)
+        for name, module in modules.items()
+        for key, value in vars(module).items()
+        if key not in _REGISTERED
+    ]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, Tensor):
+            if id(value) not in registered:
+                yield place, value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            for key, text, held in _held_by(value):
+                waiting.append((place._replace(owner=value, key=key, path=place.path + text), held))
+
+
+def _held_by(value) -> Iterator[tuple[object, str, object]]:
+    if isinstance(value, dict):
+        yield from ((key, f"[{key!r}]", held) for key, held in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((key, f"[{key}]", held) for key, held in enumerate(value))
+    elif isinstance(value, partial):
+        yield from (("func", "", value.func), ("args", ".args", value.args), ("keywords", "", value.keywords))
+    elif isinstance(value, nn.Module):
+        own = vars(value)
+        inner = own["_parameters"] | own["_buffers"] | own["_modules"]
+        yield from ((key, f".{key}", held) for key, held in (own | inner).items() if key not in _REGISTERED)
+    elif isinstance(value, MethodType):
+        yield "__self__", "", value.__self__
+    elif isinstance(value, FunctionType):
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+            with suppress(ValueError):  # a name that was never bound
+                yield name, f" (its {name})", cell.cell_contents
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)):
+        yield from ((key, f".{key}", held) for key, held in vars(value).items())
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps the identities of all tensors whose values take part in a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: set[int] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not only_looks(func) or any(isinstance(value, Tensor) for value in leaves(result)):
+            self.used |= {id(value) for value in leaves((args, kwargs or {})) if isinstance(value, Tensor)}
+        return result
+
+
+_GONE = object()
+Fresh = dict[tuple[str, str], object]  # values of the modules' attributes as before any pass filled them
+
+
+def _refresh(model: nn.Module, fresh: Fresh) -> None:
+    for (name, attribute), value in fresh.items():
+        held = vars(model.get_submodule(name))
+        if value is _GONE:
+            held.pop(attribute, None)
+        else:
+            held[attribute] = deepcopy(value)
+
+
+def _without(model: nn.Module, places: Iterable[Place]) -> tuple[nn.Module, Fresh]:
+    """A copy that holds nothing at these places, and what its attributes then are."""
+    memo: dict = {}
+    copied = deepcopy(model, memo)
+    fresh: Fresh = {}
+    for place in places:
+        owner = memo.get(id(place.owner))
+        held = vars(owner) if hasattr(owner, "__dict__") and not isinstance(owner, dict) else owner
+        if isinstance(held, dict) and place.key in held:
+            del held[place.key]
+            if owner is copied.get_submodule(place.module):
+                held[place.key] = None
+        elif isinstance(held, list):
+            held[place.key] = None
+        else:
+            continue  # in something that is shared with the caller, or cannot be changed
+        fresh[place.module, place.attribute] = deepcopy(vars(copied.get_submodule(place.module)).get(place.attribute))
+    return copied, fresh
+
+
+def _caches(model: nn.Module, places: list[Place], example: Tensor) -> Fresh:
+    """What modules filled by themselves in an earlier pass: emptied, a pass works and fills it again."""
+    if not places:
+        return {}
+    copied, fresh = _without(model, places)
+    for value in (None, _GONE):  # `if self.kept is None` and `if not hasattr(self, "kept")`
+        tried = {at: _GONE if was is None and value is _GONE else was for at, was in fresh.items()}
+        trial = deepcopy(copied)
+        _refresh(trial, tried)
+        try:
+            with evaluating(trial), torch.no_grad():
+                trial(example.clone())
+        except Exception:
+            continue
+        filled = {(place.module, place.attribute) for place, _ in plain_places(trial)}
+        if tried.keys() <= filled:
+            return tried
+    if len(places) == 1:
+        return {}
+    return {at: value for place in places for at, value in _caches(model, [place], example).items()}
+
+
+@torch.inference_mode(False)
+def _private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, Fresh, list[int]]:
+    """A copy that uses nothing of the caller's, what it must forget, and the order in which its tensors run.
+
+    One pass of `example` shows that; what an earlier pass has left in a cache, and with it the trained weights,
+    is emptied.
+
+    Raises
+    ------
+    ValueError
+        The copy cannot be made, uses a tensor of the original, or a parameter that is not registered.
+    """
+    try:
+        private = deepcopy(model)
+    except Exception as error:
+        raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
+    if example is None:
+        return private, {}, _order_of_use(private, None)
+    with _Watch() as watch:
+        order = _order_of_use(private, example)
+    tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+    if used := [name for key, name in tensors.items() if key in watch.used]:
+        raise ValueError(
+            f"a copy of this model still uses {', '.join(map(repr, used))} of the model itself: something that cannot "
+            "be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
+        )
+    held = [(place, tensor) for place, tensor in plain_places(private) if id(tensor) in watch.used]
+    if hidden := [place.path for place, tensor in held if isinstance(tensor, nn.Parameter) or tensor.requires_grad]:
+        raise ValueError(
+            f"this model uses parameters that it does not register, which would stay as trained: {', '.join(hidden)}. "
+            "Keep them as attributes of a module, in an nn.ModuleList or in an nn.ParameterList."
+        )
+    fresh = _caches(private, [place for place, _ in held], example)
+    if fresh:
+        _refresh(private, fresh)
+        order = _order_of_use(private, example)
+    return private, fresh, order
 
 
 # ---------------------------------------------------------------- stages
@@ -162,7 +353,12 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
         Unknown or overlapping names, a weight shared by two stages, nothing to randomise, or a model that
         cannot be traced.
     """
-    place = {key: index for index, key in enumerate(_order_of_use(model, example))}
+    private, _, order = _private_copy(model, example)
+    return _planned(private, order, stages)
+
+
+def _planned(model: nn.Module, order: list[int], stages: str | Sequence[str] | None) -> Plan:
+    place = {key: index for index, key in enumerate(order)}
     if stages is None or stages == "layers":
         names = _opened(model) if stages is None else list(_layers(model))
         used = {name: [place[id(t)] for t in _held(model, name).values() if id(t) in place] for name in names}
@@ -223,7 +419,7 @@ class _Recipe:
     bias: str
     affine: str
     batch_norm: str
-    images: Tensor | None
+    calibration: Tensor | None
 
     def draw(self, trained: Tensor) -> Tensor:
         """New values for a tensor, by `init`, from torch's global CPU generator."""
@@ -288,7 +484,8 @@ def _reset(holder: nn.Module, name: str) -> None:
             )
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def all_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
     return [*model.parameters(), *model.buffers()]
 
 
@@ -310,15 +507,15 @@ def _randomised(model: nn.Module, stage: Stage, seed: int, recipe: _Recipe) -> d
             for (name, parameter), trained in zip(fresh.named_parameters(), old.parameters(), strict=True):
                 if name.rpartition(".")[0] not in norms:
                     recipe.settle_bias(name, parameter, trained)
-            drawn += zip(_tensors(old), _tensors(fresh), strict=True)
+            drawn += zip(all_tensors(old), all_tensors(fresh), strict=True)
     return {id(old): torch.empty_like(old, requires_grad=False).copy_(new) for old, new in drawn}
 
 
 @torch.inference_mode(False)
-def _assemble(model: nn.Module, new: dict[int, Tensor], *, own: bool = False) -> nn.Module:
+def _assemble(model: nn.Module, new: dict[int, Tensor], fresh: Fresh, *, own: bool = False) -> nn.Module:
     """A copy of `model` with the tensors `new` in place, or copies of them where they shall be its `own`.
 
-    All other parameters share their storage; buffers never do.
+    All other parameters share their storage; buffers never do. What is in `fresh` starts as it says there.
     """
     memo: dict[int, Tensor] = {}
     for parameter in model.parameters():
@@ -327,7 +524,9 @@ def _assemble(model: nn.Module, new: dict[int, Tensor], *, own: bool = False) ->
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = new.get(id(buffer), buffer).clone()
-    return deepcopy(model, memo)
+    copied = deepcopy(model, memo)
+    _refresh(copied, fresh)
+    return copied
 
 
 @torch.inference_mode(False)
@@ -373,11 +572,15 @@ class Redraws:
         bias: str = "init",
         affine: str = "reset",
         batch_norm: str = "reset",
-        images: Tensor | None = None,
+        calibration: Tensor | None = None,
         example: Tensor | None = None,
         order: str = "top_down",
+        **unknown,
     ):
-        self.recipe = _Recipe(init, std, bias, affine, batch_norm, images)
+        if unknown:
+            known = [name for name in signature(Redraws).parameters if name not in ("model", "scheme", "unknown")]
+            raise ValueError(f"unknown option {next(iter(unknown))!r}; known: {', '.join(known)}.")
+        self.recipe = _Recipe(init, std, bias, affine, batch_norm, calibration)
         self.cumulative, self.order = scheme == "cascading", order
         for option, known in CHOICES.items():
             value = order if option == "order" else getattr(self.recipe, option)
@@ -385,15 +588,11 @@ class Redraws:
                 raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known)}.")
         if std != "trained" and not (isinstance(std, (int, float)) and std > 0):
             raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
-        if batch_norm == "recalibrate" and images is None:
-            raise ValueError("batch_norm='recalibrate' needs images= to measure the statistics on.")
+        if batch_norm == "recalibrate" and calibration is None:
+            raise ValueError("batch_norm='recalibrate' needs calibration=, the images to measure the statistics on.")
         seeds = generator(seed)
-        try:
-            with torch.inference_mode(False):
-                self.private = deepcopy(model)
-        except Exception as error:
-            raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
-        found = plan(self.private, stages=stages, example=example).stages
+        self.private, self.fresh, order_of_use = _private_copy(model, example)
+        found = _planned(self.private, order_of_use, stages).stages
         draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
         self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
 
@@ -409,8 +608,8 @@ class Redraws:
             new = new | _randomised(self.private, stage, draw, self.recipe)
             members += stage.members
             if self.recipe.batch_norm == "recalibrate":
-                measured = _assemble(self.private, new)
-                _recalibrate(measured, members, self.recipe.images)
+                measured = _assemble(self.private, new, self.fresh)
+                _recalibrate(measured, members, self.recipe.calibration)
                 pairs = zip(self.private.buffers(), measured.buffers(), strict=True)
                 new |= {id(old): buffer for old, buffer in pairs if id(old) in new}
             yield stage.name, new
@@ -418,12 +617,12 @@ class Redraws:
     def shared_copies(self) -> Iterator[Step]:
         """Randomised copies that share all weights that are equal, with one another and with `private`."""
         for name, new in self._new_tensors():
-            yield Step(name, _assemble(self.private, new), frozenset(new))
+            yield Step(name, _assemble(self.private, new, self.fresh), frozenset(new))
 
     def copies(self) -> Iterator[tuple[str, nn.Module]]:
         """(stage name, randomised copy), step by step; what was randomised is each copy's own."""
         for name, new in self._new_tensors():
-            yield name, _assemble(self.private, new, own=True)
+            yield name, _assemble(self.private, new, self.fresh, own=True)
 
 
 def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
@@ -441,7 +640,7 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
     affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values
-        (the released code of 2018), or are `"recalibrate"`d on `images`.
+        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`.
     order : `"top_down"` from the output to the input, or `"bottom_up"`.
 
     Returns

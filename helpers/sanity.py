@@ -3,9 +3,10 @@
 One row is one similarity of two maps of one image:
 
 `scheme`      what was compared with the trained model's map (see `parameter_randomization`)
+`role`        what the row is for: `curve`, the `floor` and `ceiling` that it is read against, or a `control`
 `seed`        the replicate
-`stage`       how many stages were randomised or which one was (0: the trained model; -1: a reference line)
-`layer`       the stage's name
+`stage`       how many stages were randomised or which one was; 0 where none was
+`layer`       the stage that was randomised last, empty where none was
 `method`, `metric`, `image`, `similarity`   NaN where the metric is undefined (a constant map)
 """
 
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .device import generator, progress
+from .device import generator, progress, seed_of
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import check_input, chunks
+from .saliency.passes import check_input, chunks, one_pass_of
 
-COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
+COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 
 Function = Callable[..., Tensor]
 
@@ -37,7 +38,7 @@ def named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     if isinstance(chosen, Mapping):
         named = {label: get(function) for label, function in chosen.items()}
     else:
-        labels = [item if isinstance(item, str) else getattr(item, "__name__", repr(item)) for item in chosen]
+        labels = [_label(item) for item in chosen]
         if len(set(labels)) < len(labels):
             raise ValueError(f"two {kind} have the same name in {labels}; pass a dict to name them.")
         named = {label: get(item) for label, item in zip(labels, chosen)}
@@ -46,24 +47,47 @@ def named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     return named
 
 
+def _label(item) -> str:
+    """A key, a function's name, or that of a partial with its options: the same in every run."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, partial):
+        options = [*map(_shown, item.args), *(f"{key}={_shown(value)}" for key, value in item.keywords.items())]
+        return f"{_label(item.func)}({', '.join(options)})" if options else _label(item.func)
+    return getattr(item, "__name__", type(item).__name__)
+
+
+def _shown(value) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    return _label(value) if callable(value) else repr(value)
+
+
+def takes(method: Function, option: str) -> bool:
+    """Whether the method has this option and the caller has not fixed it."""
+    fixed = method.keywords if isinstance(method, partial) else {}
+    return option in signature(method).parameters and option not in fixed
+
+
 def draws_noise(method: Function) -> bool:
     """Whether the method takes a `seed` that the caller has not fixed."""
-    fixed = method.keywords if isinstance(method, partial) else {}
-    return "seed" in signature(method).parameters and "seed" not in fixed
+    return takes(method, "seed")
 
 
 def heat_of(method: Function, model: nn.Module, images: Tensor, targets: Tensor, seed: int) -> Tensor:
-    """Signed heatmaps `(N, H, W)`; methods that draw noise draw it from `seed`."""
-    options = {"seed": seed} if draws_noise(method) else {}
+    """Signed heatmaps `(N, H, W)`; methods that draw noise draw it from `seed` and the images' places."""
+    given = {"seed": seed, "indices": range(len(images))}
+    options = {option: value for option, value in given.items() if takes(method, option)}
     return saliency.heatmap(method(model, images, targets, **options), signed=True)
 
 
 def spectral_noise(maps: Tensor, *, seed: int) -> Tensor:
     """Noise `(N, H, W)` with the power spectrum of each map: its Fourier phases are those of white noise.
 
-    As smooth or as coarse as the maps themselves, and about nothing.
+    As smooth or as coarse as the maps themselves, and about nothing. A map's phases follow from `seed` and its place.
     """
-    white = torch.fft.rfft2(torch.randn(maps.shape, generator=generator(seed)).to(maps))
+    drawn = [torch.randn(maps.shape[1:], generator=generator(seed_of(seed, place))) for place in range(len(maps))]
+    white = torch.fft.rfft2(torch.stack(drawn).to(maps))
     return torch.fft.irfft2(torch.fft.rfft2(maps).abs() * torch.sgn(white), s=maps.shape[-2:])
 
 
@@ -79,10 +103,12 @@ class Rows:
         """The metrics with their first map fixed."""
         return {label: similarity.against(metric, reference) for label, metric in self.metrics.items()}
 
-    def add(self, scheme: str, seed: int, stage: int, layer: str, method: str, metrics, maps: Tensor) -> None:
+    def add(
+        self, role: str, scheme: str, seed: int, stage: int, layer: str, method: str, metrics, maps: Tensor
+    ) -> None:
         for label, metric in metrics.items():
             self.values.append(metric(maps).detach())
-            self.where.append((scheme, seed, stage, layer, method, label))
+            self.where.append((scheme, role, seed, stage, layer, method, label))
 
     def frame(self) -> pd.DataFrame:
         sizes = [len(values) for values in self.values]
@@ -135,7 +161,8 @@ def parameter_randomization(
         trained model's prediction.
     methods, metrics : keys of `saliency.METHODS` and `similarity.METRICS`, callables of the same signature, or
         a mapping from a label to either. Methods that take a `seed` draw fresh noise at every stage.
-    scheme, stages, options : `"cascading"` or `"independent"`, with the options of `randomization.cascading`.
+    scheme, stages, options : `"cascading"` or `"independent"`, with the options of `randomization.cascading`
+        (`init`, `batch_norm` and `calibration` among them).
     seeds : one replicate each, of the new weights and of the methods' noise.
     explain : `"targets"`, fixed over all stages, or `"argmax"`, the class that each copy itself predicts.
     twins : models of the same architecture trained from other seeds.
@@ -143,10 +170,10 @@ def parameter_randomization(
 
     Returns
     -------
-    Tidy frame. Besides the rows of `scheme` (stage 0 is the trained model's map against itself) it holds, at
-    stage -1, the reference lines: the floors `other_image` (the same method's map of another image) and
-    `noise` (noise with the map's own spectrum); the ceilings `retest` (the method against itself with other
-    noise, for methods that draw any) and `twin` (`seed` counts the twins).
+    Tidy frame. Besides the rows of `scheme` (role `curve`; stage 0 is the trained model's map against itself) it
+    holds the reference lines: with role `floor`, `other_image` (the same method's map of another image) and
+    `noise` (noise with the map's own spectrum); with role `ceiling`, `retest` (the method against itself with
+    other noise, for methods that draw any) and `twin` (`seed` counts the twins).
 
     Raises
     ------
@@ -165,61 +192,67 @@ def parameter_randomization(
     check_input(images, targets)
     for number, twin in enumerate(twins):
         for label, method in methods.items():
-            own = heat_of(method, model, images, targets, 2 * number)
-            other = heat_of(method, twin, images, targets, 2 * number + 1)
-            rows.add("twin", number, -1, "", label, rows.against(own), other)
+            own = heat_of(method, model, images, targets, seed_of(number, label))
+            other = heat_of(method, twin, images, targets, seed_of(number, label, "twin"))
+            rows.add("ceiling", "twin", number, 0, "", label, rows.against(own), other)
     options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
     stages_left = len(randomization.Redraws(model, seed=0, **options)) + 1
     with progress(len(seeds) * len(methods) * stages_left, show=show_progress) as bar:
         for seed in seeds:
             draws = randomization.Redraws(model, seed=seed, **options)
             pictures = _lay_out(draws.private, images)
-            steps = [Step("trained", draws.private, frozenset()), *draws.shared_copies()]
+            steps = [Step("", draws.private, frozenset()), *draws.shared_copies()]
             classes = [targets] * len(steps)
             if explain == "argmax":
                 classes[1:] = [predict(step.model, pictures).argmax(1) for step in steps[1:]]
-            noise = torch.randint(2**62, (len(steps) + 2,), generator=generator(seed)).tolist()
             for label, method in methods.items():
                 bar.set_postfix_str(f"seed {seed}, {label}")
-                maps = _stage_maps(draws, steps, method, pictures, classes, noise, bar)
+                maps = _stage_maps(draws, steps, label, method, pictures, classes, seed, bar)
                 metric = rows.against(maps[0])
                 for stage, (step, heat) in enumerate(zip(steps, maps)):
-                    rows.add(scheme, seed, stage, step.name, label, metric, heat)
+                    rows.add("curve", scheme, seed, stage, step.name, label, metric, heat)
                 if lines and draws_noise(method):
-                    again = heat_of(method, draws.private, pictures, targets, noise[-2])
-                    rows.add("retest", seed, -1, "", label, metric, again)
+                    again = heat_of(method, draws.private, pictures, targets, seed_of(seed, label, "retest"))
+                    rows.add("ceiling", "retest", seed, 0, "", label, metric, again)
                 if lines:
-                    _add_floors(rows, seed, label, metric, maps[0], noise[-1])
+                    _add_floors(rows, seed, label, metric, maps[0])
     return rows.frame()
 
 
-def _stage_maps(draws, steps, method, images, classes, noise, bar) -> list[Tensor]:
+def _stage_maps(draws, steps, label, method, images, classes, seed, bar) -> list[Tensor]:
     """Signed heatmaps of all images at every step.
 
     Methods of one pass are run from a tape, a few images at a time: what lies below the changed weights runs once.
     """
-    if method not in saliency.ONE_PASS:
+    step_of_method = one_pass_of(method)
+    if step_of_method is None:
         maps = []
-        for step, targets, seed in zip(steps, classes, noise):
-            maps.append(heat_of(method, step.model, images, targets, seed))
+        for step, targets in zip(steps, classes):
+            maps.append(heat_of(method, step.model, images, targets, seed_of(seed, label, step.name)))
             bar.update()
         return maps
     falling = draws.cumulative and draws.order == "top_down"
     pieces: list[list[Tensor]] = [[] for _ in steps]
     for part in chunks(len(images), images):
-        tape = Tape(draws.private, images[part], falling=falling)
+        tape = Tape(draws.private, images[part], step_of_method, falling=falling)
         for maps, step, targets in zip(pieces, steps, classes):
-            with tape.playing(step.model, step.changed):
-                maps.append(heat_of(method, step.model, tape.images, targets[part], 0))
+            maps.append(saliency.heatmap(tape.maps(step.model, step.changed, targets[part]), signed=True))
             bar.update(part.stop == len(images))
     return [torch.cat(maps) for maps in pieces]
 
 
-def _add_floors(rows: Rows, seed: int, label: str, metric: dict, maps: Tensor, draw: int) -> None:
-    rows.add("noise", seed, -1, "", label, metric, spectral_noise(maps, seed=draw))
+def _add_floors(rows: Rows, seed: int, label: str, metric: dict, maps: Tensor) -> None:
+    noise = spectral_noise(maps, seed=seed_of(seed, label, "noise"))
+    rows.add("floor", "noise", seed, 0, "", label, metric, noise)
     if len(maps) > 1:
-        shift = 1 + draw % (len(maps) - 1)
-        rows.add("other_image", seed, -1, "", label, metric, maps.roll(shift, 0))
+        others = [_other(image, len(maps), seed_of(seed, label, "other_image", image)) for image in range(len(maps))]
+        rows.add("floor", "other_image", seed, 0, "", label, metric, maps[others])
+
+
+def _other(image: int, count: int, draw: int) -> int:
+    """Any image of the set but this one."""
+    other = draw % (count - 1)
+    return other + (other >= image)
 
 
 def data_randomization(
@@ -244,8 +277,8 @@ def data_randomization(
     -------
     Tidy frame, stage 0, `seed` being the pair's number k. Schemes: `random_labels` (true network k against random
     network k, the same initial weights), `random_labels_crossed` (against random network k + 1, other initial
-    weights) and their control `second_seed` (against true network k + 1: other initial weights, the same labels);
-    at stage -1 the floors of `parameter_randomization`.
+    weights), both of role `curve`, and `second_seed`, of role `control` (against true network k + 1: other initial
+    weights, the same labels); and the floors of `parameter_randomization`.
 
     Raises
     ------
@@ -267,15 +300,15 @@ def data_randomization(
                 "random_labels_crossed": random_models[(k + 1) % count],
                 "second_seed": true_models[(k + 1) % count],
             }
-            noise = torch.randint(2**62, (len(others) + 2,), generator=generator(k)).tolist()
             for label, method in methods.items():
                 bar.set_postfix_str(f"pair {k}, {label}")
-                maps = heat_of(method, model, images, targets, noise[0])
+                maps = heat_of(method, model, images, targets, seed_of(k, label, ""))
                 metric = rows.against(maps)
-                for (scheme, other), seed in zip(others.items(), noise[1:]):
-                    rows.add(scheme, k, 0, "", label, metric, heat_of(method, other, images, targets, seed))
+                for scheme, other in others.items():
+                    heat = heat_of(method, other, images, targets, seed_of(k, label, scheme))
+                    rows.add("control" if scheme == "second_seed" else "curve", scheme, k, 0, "", label, metric, heat)
                 if lines:
-                    _add_floors(rows, k, label, metric, maps, noise[-1])
+                    _add_floors(rows, k, label, metric, maps)
                 bar.update()
     return rows.frame()
 
@@ -306,15 +339,17 @@ def retained_share(frame: pd.DataFrame, *, floor: str = "other_image", ceiling: 
 
     Returns
     -------
-    Frame with `scheme seed stage layer method metric similarity floor ceiling retained_share undefined`: the
-    share is NaN where floor and ceiling are within .2 of each other; `undefined` counts the maps left out of
-    the mean because their similarity is NaN.
+    Frame of the rows of role `curve`, with `scheme seed stage layer method metric similarity floor ceiling
+    retained_share undefined`: the share is NaN where floor and ceiling are within .2 of each other; `undefined`
+    counts the maps left out of the mean because their similarity is NaN.
     """
+    is_curve = frame.role == "curve"
+    known = frame.scheme[~is_curve].unique()
     for line in (floor, ceiling):
-        if line is not None and line not in set(frame.scheme):
-            raise ValueError(f"the frame has no rows of {line!r}; it has: {', '.join(frame.scheme.unique())}.")
-    lines = frame[frame.stage < 0].groupby(["scheme", "method", "metric"]).similarity.mean()
-    curves = frame[frame.stage >= 0].groupby(["scheme", "seed", "stage", "layer", "method", "metric"], sort=False)
+        if line is not None and line not in known:
+            raise ValueError(f"the frame has no reference line {line!r}; it has: {', '.join(known)}.")
+    lines = frame[~is_curve].groupby(["scheme", "method", "metric"]).similarity.mean()
+    curves = frame[is_curve].groupby(["scheme", "seed", "stage", "layer", "method", "metric"], sort=False)
     table = curves.similarity.agg(similarity="mean", undefined=lambda values: int(values.isna().sum())).reset_index()
     of = pd.MultiIndex.from_frame(table[["method", "metric"]])
     table["floor"] = lines[floor].reindex(of).to_numpy()

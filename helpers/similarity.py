@@ -38,7 +38,7 @@ def _checked(*maps: Tensor) -> list[Tensor]:
         raise ValueError(f"the maps differ in shape: {' and '.join(str(tuple(m.shape)) for m in maps)}.")
     if len({m.device for m in maps}) > 1:
         raise ValueError(f"the maps are on different devices: {' and '.join(str(m.device) for m in maps)}.")
-    return [m if m.dtype == torch.float64 else m.float() for m in maps]
+    return [m if m.dtype == torch.float64 else m.float() for m in (m.detach() for m in maps)]
 
 
 def _constant(maps: Tensor) -> Tensor:

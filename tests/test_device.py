@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from saliency_sanity.device import batches, best_device, generator, local_seed, progress
+from saliency_sanity.device import batches, best_device, generator, local_seed, progress, seed_of
 from saliency_sanity.inference import evaluating
 from torch import nn
 
@@ -85,3 +85,10 @@ def test_progress_writes_only_where_shown(show, capsys):
         bar.update(3)
     out, err = capsys.readouterr()
     assert out == "" and ("step 1" in err) == show
+
+
+def test_a_seed_is_made_of_names_and_numbers():
+    parts = ((0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a"), ("0", "a"))
+    made = [seed_of(*names) for names in parts]
+    assert len(set(made)) == len(made) and all(0 <= seed < 2**62 for seed in made)
+    assert seed_of(np.int64(0), "a", torch.tensor(1)) == made[0] == 1842041808939661185

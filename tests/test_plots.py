@@ -71,10 +71,11 @@ def test_the_curve_is_the_mean_over_images_and_seeds_with_all_its_lines(frame):
     panel = figure.axes[0]
     assert panel.get_title() == "Gradient"
     curve = next(line for line in panel.lines if line.get_marker() == "o")
-    rows = frame[(frame.method == "gradient") & (frame.stage >= 0)]
+    rows = frame[(frame.method == "gradient") & (frame.role == "curve")]
     np.testing.assert_allclose(curve.get_ydata(), rows.groupby("stage").similarity.mean())
+    assert panel.get_xticklabels()[0].get_text() == "trained"
     drawn = {round(line.get_ydata()[0], 6) for line in panel.lines if line is not curve}
-    means = frame[(frame.method == "gradient") & (frame.stage < 0)].groupby("scheme").similarity.mean()
+    means = frame[(frame.method == "gradient") & (frame.role != "curve")].groupby("scheme").similarity.mean()
     assert drawn == set(means.round(6)) and set(means.index) == {"noise", "other_image", "twin"}
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(labels) == 5  # the curve, two floors, two ceilings (SmoothGrad's own among them)

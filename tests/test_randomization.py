@@ -1,11 +1,13 @@
 """Randomised copies: the right stages in order, the right new weights, and the caller's model untouched."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 import torchvision
 from networks import CLASSES, SHAPE, cnn, images, lively, weekly_but
+from saliency_sanity import randomization
 from saliency_sanity.book import models
 from saliency_sanity.device import generator, local_seed
 from saliency_sanity.inference import evaluating
@@ -544,7 +546,7 @@ def test_recalibrated_statistics_are_those_of_the_layers_input(count):
     before = snapshot(model)
     tolerance = {"rtol": 0.01 if count <= 64 else 0.05, "atol": 0.01 if count <= 64 else 0.05}
     for (name, copy), randomised in zip(
-        cascading(model, seed=0, batch_norm="recalibrate", images=x),
+        cascading(model, seed=0, batch_norm="recalibrate", calibration=x),
         ((), ("block.1",), ("block.1", "norm")),
         strict=True,
     ):
@@ -563,7 +565,7 @@ def test_recalibrated_statistics_are_those_of_the_layers_input(count):
 
 def test_independent_copies_are_recalibrated_where_they_were_randomised():
     model, x = Deep(), images(30)
-    copies = dict(independent(model, seed=0, batch_norm="recalibrate", images=x))
+    copies = dict(independent(model, seed=0, batch_norm="recalibrate", calibration=x))
     stem = copies["stem"]
     mean, variance = statistics(stem, stem.norm, x)
     torch.testing.assert_close(stem.norm.running_mean, mean)
@@ -841,7 +843,7 @@ class Uncopyable(nn.Module):
         ({"std": float("nan")}, "std must be a positive number"),
         ({"std": "fitted"}, "std must be a positive number or 'trained', got 'fitted'"),
         ({"std": None}, "std must be a positive number"),
-        ({"batch_norm": "recalibrate"}, "needs images= to measure the statistics on"),
+        ({"batch_norm": "recalibrate"}, "needs calibration=, the images to measure"),
         ({"stages": ["9", "conv"]}, "unknown stage 'conv'; known: 0, 1, 5, 7, 9"),
         ({"stages": "blocks"}, "stages must be None, 'layers' or a list of module names, got 'blocks'"),
         ({"stages": [9]}, "stages must be None, 'layers' or a list of module names"),
@@ -891,8 +893,8 @@ def test_a_model_that_cannot_be_copied_raises(scheme):
 def test_copies_made_in_inference_mode_can_be_explained_and_trained(scheme):
     model, x = small(), images()
     with torch.inference_mode():
-        copies = [copy for _, copy in scheme(model, seed=0, batch_norm="recalibrate", images=x)]
-    for copy, (_, expected) in zip(copies, scheme(model, seed=0, batch_norm="recalibrate", images=x)):
+        copies = [copy for _, copy in scheme(model, seed=0, batch_norm="recalibrate", calibration=x)]
+    for copy, (_, expected) in zip(copies, scheme(model, seed=0, batch_norm="recalibrate", calibration=x)):
         assert not any(tensor.is_inference() for tensor in tensors(copy).values())
         assert_untouched(expected, snapshot(copy))
         copy.train()(x).sum().backward()
@@ -903,3 +905,114 @@ def test_a_deep_copy_of_a_copy_works():
     again = deepcopy(copy)
     assert torch.equal(again.eval()(images()), copy.eval()(images()))
     assert SHAPE == images().shape[1:]
+
+
+# ---------------------------------------------------------------- state outside parameters and buffers
+
+
+class WithBias(nn.Module):
+    """A layer whose learned bias is kept for the next pass, in a way that a test chooses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.bias = nn.Parameter(torch.rand(4, 1, 1, generator=torch.Generator().manual_seed(0)))
+        self.factor = torch.full((4, 1, 1), 2.0)  # a constant
+
+    def forward(self, x):
+        return self.head(((self.first(x) + self.cached()) * self.factor).relu().mean((2, 3)))
+
+
+class InADictionary(WithBias):
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+
+    def cached(self):
+        if "cpu" not in self.cache:
+            self.cache["cpu"] = self.bias * 2
+        return self.cache["cpu"]
+
+
+class InAnAttribute(WithBias):
+    kept = None
+
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+
+    def cached(self):
+        if self.kept is None:
+            self.kept = self.bias * 2
+        return self.kept
+
+
+class IfMissing(WithBias):
+    def cached(self):
+        if not hasattr(self, "kept"):
+            self.kept = self.bias * 2
+        return self.kept
+
+
+DRAWN = {"init": "truncated_normal", "std": 0.3}
+
+
+@pytest.mark.parametrize("network", [InADictionary, InAnAttribute, IfMissing])
+def test_what_an_earlier_prediction_left_does_not_stay_in_the_copies(network):
+    torch.manual_seed(0)
+    model, x = network().eval(), images(2)
+    fresh = list(randomization.cascading(deepcopy(model), seed=0, example=x, **DRAWN))
+    with torch.no_grad():
+        trained = model(x)
+    asked = list(randomization.cascading(model, seed=0, example=x, **DRAWN))
+    assert [name for name, _ in asked] == [name for name, _ in fresh] and "bias" in dict(asked)
+    assert randomization.plan(model, example=x).unused == []
+    with torch.no_grad():
+        for (_, ours), (_, theirs) in zip(asked, fresh):
+            torch.testing.assert_close(ours(x), theirs(x))
+        assert torch.equal(model(x), trained)
+    measured = randomization.Redraws(model, scheme="cascading", seed=0, example=x, **DRAWN).private
+    torch.testing.assert_close(measured(x).detach(), trained)
+
+
+class Closure(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.block = lambda x: self.first(x).relu()
+
+    def forward(self, x):
+        return self.head(self.block(x).mean((2, 3)))
+
+
+class Number(Closure):
+    """A weight of the original acts as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = lambda x: x.mean(1, keepdim=True).repeat(1, 4, 1, 1) * float(self.first.weight.mean())
+
+
+class Hidden(nn.Module):
+    """Layers in a plain list are no part of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.head = [nn.Conv2d(3, 4, 3)], nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.layers[0](x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Closure, "still uses 'first.weight', 'first.bias' of the model itself.*Make it a method"),
+        (Number, "still uses 'first.weight' of the model itself"),
+        (Hidden, r"does not register.*layers\[0\].weight.*nn.ModuleList"),
+    ],
+)
+def test_a_copy_that_uses_what_is_not_its_own_is_refused(network, message):
+    for run in (randomization.plan, partial(randomization.Redraws, scheme="cascading", seed=0)):
+        with pytest.raises(ValueError, match=message):
+            run(network().eval(), example=images(1))

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-COLUMNS = ["scheme", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
+COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 check = partial(sanity.parameter_randomization, show_progress=False)
 
 
@@ -54,14 +54,14 @@ def by_hand(model, x, y, methods, metrics, scheme="cascading", seeds=(0, 1), exp
     rows = []
     for seed in seeds:
         copies = randomization.SCHEMES[scheme](model, seed=seed, **{"example": x[:1], **options})
-        for stage, (layer, copy) in enumerate([("trained", model), *copies]):
+        for stage, (layer, copy) in enumerate([("", model), *copies]):
             with evaluating(copy), torch.no_grad():
                 classes = copy(x.clone()).argmax(1) if explain == "argmax" and stage else y
             for method, function in methods.items():
                 reference, maps = heat(function, model, x, y), heat(function, copy, x, classes)
                 for metric in metrics:
                     values = similarity.METRICS[metric](reference, maps).tolist()
-                    rows += [(scheme, seed, stage, layer, method, metric, i, v) for i, v in enumerate(values)]
+                    rows += [(scheme, "curve", seed, stage, layer, method, metric, i, v) for i, v in enumerate(values)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -73,7 +73,7 @@ def assert_same_frame(ours, theirs, tolerance=1e-6):
 
 
 def curves(frame):
-    return frame[frame.stage >= 0]
+    return frame[frame.role == "curve"]
 
 
 def lines(frame, scheme):
@@ -98,9 +98,12 @@ def test_the_frame_is_tidy_and_complete(x, y):
     assert not frame.duplicated(COLUMNS[:-1]).any()
     assert set(frame.seed[frame.scheme != "twin"]) == {3, 5} and set(lines(frame, "twin").seed) == {0, 1}
     own = curves(frame)
-    assert own.drop_duplicates("stage").layer.tolist() == ["trained", *SMALL]
+    assert own.drop_duplicates("stage").layer.tolist() == ["", *SMALL]
     assert own.groupby("stage").layer.nunique().eq(1).all()
-    assert frame[frame.stage < 0].stage.eq(-1).all()
+    roles = {"noise": "floor", "other_image": "floor", "twin": "ceiling", "retest": "ceiling", "cascading": "curve"}
+    assert frame.scheme.map(roles).equals(frame.role)
+    reference = frame[frame.role != "curve"]
+    assert reference.stage.eq(0).all() and reference.layer.eq("").all()
     assert frame.similarity.between(-1 - 1e-6, 1 + 1e-6).all()
 
 
@@ -115,7 +118,7 @@ def test_the_trained_model_is_like_itself(scheme, x, y):
         scheme=scheme,
         seeds=[0],
     )
-    np.testing.assert_allclose(frame[frame.stage == 0].similarity, 1, atol=1e-6)
+    np.testing.assert_allclose(frame[(frame.stage == 0) & (frame.role == "curve")].similarity, 1, atol=1e-6)
     assert frame[frame.stage == 1].similarity.mean() < 0.95
 
 
@@ -532,6 +535,14 @@ def test_one_name_needs_no_list(x, y):
     assert set(check(small(), x, y, methods=last_pixel, metrics=cosine, seeds=[0]).method) == {"last_pixel"}
 
 
+def test_a_partial_is_called_by_its_function_and_its_options(x, y):
+    methods = [partial(METHODS["smoothgrad"], samples=count) for count in (2, 3)] + [partial(last_pixel)]
+    metrics = [partial(similarity.ssim, win_size=3)]
+    frame = check(small(), x, y, methods=methods, metrics=metrics, seeds=[0])
+    assert list(frame.method.unique()) == ["smoothgrad(samples=2)", "smoothgrad(samples=3)", "last_pixel"]
+    assert set(frame.metric) == {"ssim(win_size=3)"}
+
+
 # ---------------------------------------------------------------- noise, floors, ceilings
 
 
@@ -546,7 +557,7 @@ def test_stochastic_methods_draw_fresh_noise_for_every_map(x, y):
     assert len(set(seeds)) >= 2 * (5 + 1)  # five maps and a retest for each seed
     own = frame[(frame.stage > 0) | (frame.scheme == "retest")]
     assert own.similarity.abs().max() < 0.5
-    assert frame[frame.stage == 0].similarity.min() > 1 - 1e-6
+    assert curves(frame).query("stage == 0").similarity.min() > 1 - 1e-6
 
 
 def test_a_seed_that_the_caller_fixed_stays_fixed(x, y):
@@ -562,10 +573,11 @@ def test_a_seed_that_the_caller_fixed_stays_fixed(x, y):
 def test_the_floor_of_another_image(x, y):
     frame = check(small(), x, y, methods=["gradient"], metrics=["pearson"], seeds=[0, 1, 2])
     maps = heat("gradient", small(), x, y)
-    possible = [similarity.pearson(maps, maps.roll(shift, 0)).numpy() for shift in (1, 2, 3)]
-    for _, rows in lines(frame, "other_image").groupby("seed"):
-        found = rows.similarity.to_numpy()
-        assert any(np.allclose(found, values, atol=1e-6) for values in possible)
+    each = torch.stack([similarity.pearson(maps, maps.roll(shift, 0)) for shift in (1, 2, 3)]).numpy()
+    found = lines(frame, "other_image").pivot(index="seed", columns="image", values="similarity").to_numpy()
+    partners = np.abs(found[:, None] - each).argmin(1)
+    np.testing.assert_allclose(found, np.take_along_axis(each, partners, 0), atol=1e-6)
+    assert len(set(map(tuple, partners))) > 1
 
 
 def test_one_image_has_no_other(x, y):
@@ -633,6 +645,35 @@ def test_undefined_similarities_stay_in_the_frame(x, y):
     np.testing.assert_allclose(share.set_index(["stage", "metric"]).similarity.sort_index(), expected.sort_index())
 
 
+def test_floors_of_an_image_do_not_depend_on_the_others(x, y):
+    """But for the size of the set, of which the partner is one."""
+    maps = torch.randn(5, 12, 12, generator=torch.Generator().manual_seed(0))
+    few, all_of_them = (sanity.spectral_noise(maps[:n], seed=4) for n in (2, 5))
+    torch.testing.assert_close(few, all_of_them[:2])
+    others = torch.stack([x[0], *x[1:].flip(0)])
+    frames = [check(small(), batch, y, methods=["sobel"], metrics=["pearson"], seeds=[0]) for batch in (x, others)]
+    noise = [lines(frame, "noise").set_index("image").similarity[0] for frame in frames]
+    assert noise[0] == pytest.approx(noise[1], abs=1e-9)
+
+
+def test_noise_belongs_to_a_method_and_a_stage(x, y):
+    seeds = {}
+
+    def noisy(model, images, targets, *, seed=0):
+        seeds.setdefault(current[0], []).append(seed)
+        return METHODS["noise"](model, images, targets, seed=seed)
+
+    current = ["two stages"]
+    check(small(), x, y, methods={"a": noisy}, metrics=["pearson"], seeds=[0], stages=["11", "4"])
+    current = ["all stages, in other company"]
+    check(small(), x, y, methods={"b": "noise", "a": noisy}, metrics=["pearson"], seeds=[0], lines=False)
+    current = ["another label"]
+    check(small(), x, y, methods={"c": noisy}, metrics=["pearson"], seeds=[0])
+    trained, top, third, _ = seeds["two stages"]
+    assert [trained, top, third] == [seeds["all stages, in other company"][place] for place in (0, 1, 3)]
+    assert not set(seeds["another label"]) & set(seeds["two stages"])
+
+
 # ---------------------------------------------------------------- nothing is changed
 
 
@@ -691,12 +732,12 @@ def a_frame():
     """Two stages of two seeds and two images, with lines; values chosen so that shares are round."""
     rows = []
     for seed in (0, 1):
-        for stage, layer, values in ((0, "trained", (1, 1)), (1, "top", (0.7, 0.5)), (2, "low", (0.1, 0.3))):
-            rows += [("cascading", seed, stage, layer, "g", "m", i, v) for i, v in enumerate(values)]
-        rows += [("other_image", seed, -1, "", "g", "m", i, v) for i, v in enumerate((0.3, 0.1))]
-        rows += [("noise", seed, -1, "", "g", "m", i, 0.0) for i in (0, 1)]
-        rows += [("retest", seed, -1, "", "g", "m", i, 0.6 + 0.2 * seed) for i in (0, 1)]
-    rows += [("twin", 0, -1, "", "g", "m", i, 0.35) for i in (0, 1)]
+        for stage, layer, values in ((0, "", (1, 1)), (1, "top", (0.7, 0.5)), (2, "low", (0.1, 0.3))):
+            rows += [("cascading", "curve", seed, stage, layer, "g", "m", i, v) for i, v in enumerate(values)]
+        rows += [("other_image", "floor", seed, 0, "", "g", "m", i, v) for i, v in enumerate((0.3, 0.1))]
+        rows += [("noise", "floor", seed, 0, "", "g", "m", i, 0.0) for i in (0, 1)]
+        rows += [("retest", "ceiling", seed, 0, "", "g", "m", i, 0.6 + 0.2 * seed) for i in (0, 1)]
+    rows += [("twin", "ceiling", 0, 0, "", "g", "m", i, 0.35) for i in (0, 1)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -712,7 +753,7 @@ def a_frame():
 def test_retained_share_is_the_place_between_floor_and_ceiling(floor, ceiling, low, high):
     found = sanity.retained_share(a_frame(), floor=floor, ceiling=ceiling)
     assert found.columns.tolist() == [
-        *COLUMNS[:6],
+        *(column for column in COLUMNS[:7] if column != "role"),
         "similarity",
         "undefined",
         "floor",
@@ -748,9 +789,9 @@ def test_the_trained_model_retains_all(x, y):
     np.testing.assert_allclose(share[share.stage == 0].retained_share, 1)
 
 
-@pytest.mark.parametrize(("option", "line"), [("floor", "edges"), ("ceiling", "best"), ("floor", "cascade")])
+@pytest.mark.parametrize(("option", "line"), [("floor", "edges"), ("ceiling", "best"), ("floor", "cascading")])
 def test_an_unknown_line_raises_and_lists_the_known(option, line):
-    with pytest.raises(ValueError, match=f"no rows of '{line}'; it has: cascading, other_image, noise, retest, twin"):
+    with pytest.raises(ValueError, match=f"no reference line '{line}'; it has: other_image, noise, retest, twin"):
         sanity.retained_share(a_frame(), **{option: line})
 
 
@@ -772,7 +813,8 @@ def test_an_unknown_line_raises_and_lists_the_known(option, line):
         ({"seeds": []}, "at least one seed is needed"),
         ({"stages": ["nonsense"]}, "unknown stage 'nonsense'"),
         ({"init": "he"}, "unknown init 'he'"),
-        ({"batch_norm": "recalibrate"}, "needs images="),
+        ({"batch_norm": "recalibrate"}, "needs calibration="),
+        ({"colour": "red"}, "unknown option 'colour'; known: seed, stages, init.*calibration"),
         ({"images": torch.rand(3, 12, 12)}, r"float tensor \(N, C, H, W\)"),
         ({"images": torch.full((4, 3, 12, 12), torch.nan)}, "NaN"),
         ({"images": torch.zeros(0, 3, 12, 12), "targets": torch.zeros(0).long()}, "must not be empty"),
@@ -799,9 +841,14 @@ def test_a_seed_that_is_no_int_raises(seeds, x, y):
         check(small(), x, y, methods=["gradient"], metrics=["ssim"], seeds=seeds)
 
 
-def test_an_option_that_does_not_exist_raises(x, y):
-    with pytest.raises(TypeError, match="colour"):
-        check(small(), x, y, methods=["gradient"], metrics=["ssim"], seeds=[0], colour="red")
+def test_batch_norm_is_recalibrated_where_the_frame_is_made(x, y):
+    """On images that the caller names, as in `randomization.cascading`."""
+    options = {"batch_norm": "recalibrate", "calibration": images(8, seed=3, dtype=torch.float64)}
+    model, asked = made("sequential, batch-norm, dropout, in train mode")[0], {"metrics": ["pearson"], "seeds": [0]}
+    frame = check(model, x, y, methods=FEW, **asked, **options)
+    assert_same_frame(curves(frame), by_hand(model, x, y, FEW, **asked, **options))
+    other = check(model, x, y, methods=FEW, **asked, **options | {"calibration": x})
+    assert not np.allclose(curves(frame).similarity, curves(other).similarity)
 
 
 def test_a_metric_that_refuses_the_maps_is_heard(x, y):
@@ -837,6 +884,9 @@ def test_data_randomization_pairs_networks_as_it_says():
             found = frame[(frame.scheme == scheme) & (frame.seed == k)].similarity
             expected = similarity.spearman(maps[0][k], maps[group][other])
             np.testing.assert_allclose(found, expected, atol=1e-6)
+    roles = {"random_labels": "curve", "random_labels_crossed": "curve", "second_seed": "control"}
+    roles |= {"other_image": "floor", "noise": "floor"}
+    assert frame.scheme.map(roles).equals(frame.role)
     assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == sanity.COLUMNS
 
 

@@ -183,3 +183,11 @@ def test_ranks_equal_scipys():
     values = torch.tensor([[0.0, -0.0, 1.0, -3.0, 1.0, 1.0, -3.0, 2.5]])
     np.testing.assert_array_equal(similarity.ranks(values), stats.rankdata(values.numpy(), axis=1))
     np.testing.assert_array_equal(similarity.ranks(values.double()), stats.rankdata(values.numpy(), axis=1))
+
+
+@pytest.mark.parametrize("name", similarity.METRICS)
+def test_maps_that_require_gradients_are_compared(name):
+    a, b = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    found = similarity.METRICS[name](a.requires_grad_(), b.requires_grad_())
+    assert not found.requires_grad
+    torch.testing.assert_close(found, similarity.METRICS[name](a.detach(), b.detach()))

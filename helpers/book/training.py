@@ -54,7 +54,6 @@ def train(
     epochs: int,
     batch_size: int = 50,
     lr: float = 1e-3,
-    weight_decay: float = 0.0,
     seed: int = 0,
     watch: Callable[[int, nn.Module], object] | None = None,
     show_progress: bool = False,
@@ -65,7 +64,7 @@ def train(
     ----------
     images, labels : float `(N, C, H, W)` and int64 `(N,)`, on the model's device.
     epochs, batch_size : passes over the data and images a step; the last short batch is used too.
-    lr, weight_decay : Adam's; the rate is constant, and falls to zero over the last quarter of the steps.
+    lr : Adam's learning rate; it is constant, and falls to zero over the last quarter of the steps.
     seed : of the order of the batches, and of dropout. The initial weights are the model's own.
     watch : called after each epoch with its number, from 0, and the model in training, to look at and not to change.
 
@@ -79,7 +78,7 @@ def train(
     check_labels(images, labels, predict(model, images[:1]).shape[1] if len(images) else None)
     model = deepcopy(model).train()
     draw = generator(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     steps = epochs * len(list(batches(len(images), batch_size)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 4 * (1 - step / steps)))
     rows = []

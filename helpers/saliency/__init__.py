@@ -29,7 +29,7 @@ from .rescale import deeplift
 
 __all__ = [
     "METHODS",
-    "ONE_PASS",
+    "TITLES",
     "controls",
     "deconvnet",
     "deeplift",
@@ -51,6 +51,7 @@ __all__ = [
     "smoothgrad",
     "smoothgrad_integrated_gradients",
     "smoothgrad_squared",
+    "title",
     "vargrad",
 ]
 
@@ -108,9 +109,6 @@ TITLES: dict[str, str] = {
     "input": "The input",
     "noise": "Noise",
 }
-
-# Methods that differentiate the logits once, at the images themselves.
-ONE_PASS = (gradient, input_x_gradient, guided_backprop, deconvnet)
 
 
 def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,6 +1,7 @@
 """Backward passes with rules of their own."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .backward_graph import nodes
-from .passes import check_input, chunks, explaining, gradient_of_logits
+from .passes import OnePass
 
 
 class _Rectified(torch.autograd.Function):
@@ -85,16 +86,8 @@ def _refuse_other_activations(logits: Tensor) -> None:
             )
 
 
-def _with_relu_rule(model: nn.Module, images: Tensor, targets: Tensor, *, guided: bool) -> Tensor:
-    check_input(images, targets)
-    maps = []
-    with explaining(model), _ReluCalls(guided):
-        for part in chunks(len(images), images):
-            maps.append(gradient_of_logits(model, images[part], targets[part], _refuse_other_activations))
-    return torch.cat(maps)
-
-
-def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(rule=partial(_ReluCalls, guided=True), inspect=_refuse_other_activations)
+def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Backward pass that keeps, at every ReLU, only positive signals at active units.
 
     Right for ReLU and ReLU6 as modules or functions, in place and re-used. Signed maps `(N, C, H, W)`.
@@ -105,12 +98,11 @@ def guided_backprop(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor
     ValueError
         The model has an activation for which the rule is not defined, or a ReLU that cannot be reached.
     """
-    return _with_relu_rule(model, images, targets, guided=True)
 
 
-def deconvnet(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(rule=partial(_ReluCalls, guided=False), inspect=_refuse_other_activations)
+def deconvnet(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Backward pass that keeps, at every ReLU, only positive signals, whether the unit is active or not.
 
     Same scope and errors as `guided_backprop`. Signed maps `(N, C, H, W)`. Zeiler & Fergus (2014).
     """
-    return _with_relu_rule(model, images, targets, guided=False)

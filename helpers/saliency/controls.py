@@ -1,11 +1,13 @@
 """Controls that look like methods but never look at the model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .. import edges
-from ..device import generator
-from .passes import check_input
+from ..device import generator, seed_of
+from .passes import check_input, places
 
 
 def sobel(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -26,8 +28,11 @@ def input(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return images.detach().sum(1, keepdim=True)
 
 
-def noise(model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0) -> Tensor:
-    """White Gaussian noise, `(N, 1, H, W)`."""
+def noise(
+    model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0, indices: Sequence[int] | None = None
+) -> Tensor:
+    """White Gaussian noise, `(N, 1, H, W)`, by `seed` and the image's place as in `smoothgrad`."""
     check_input(images, targets)
-    shape = (len(images), 1, *images.shape[2:])
-    return torch.randn(shape, generator=generator(seed)).to(images)
+    shape = (1, *images.shape[2:])
+    drawn = [torch.randn(shape, generator=generator(seed_of(seed, place))) for place in places(indices, images)]
+    return torch.stack(drawn).to(images)

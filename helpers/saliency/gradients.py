@@ -1,31 +1,26 @@
 """The gradient family: the gradient of the logit, and averages of it over paths and over noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..device import batches, generator
-from .passes import VALUES_A_PASS, check_input, chunks, explaining, gradient_of_logits, starting_point
+from ..device import batches, generator, seed_of
+from .passes import VALUES_A_PASS, OnePass, check_input, chunks, explaining, gradient_of_logits, places, starting_point
 
 
-def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass()
+def gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Gradient of the target logit at the input; Baehrens et al. (2010), Simonyan et al. (2013).
 
     Signed maps `(N, C, H, W)`, in logits per unit of input.
     """
-    check_input(images, targets)
-    with explaining(model):
-        return torch.cat(
-            [gradient_of_logits(model, images[part], targets[part]) for part in chunks(len(images), images)]
-        )
 
 
-def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+@OnePass(finish=torch.mul)
+def input_x_gradient(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:  # type: ignore[empty-body]
     """Input times gradient, pixel by pixel; Shrikumar et al. (2016). Signed `(N, C, H, W)`, in logits."""
-    slopes = gradient(model, images, targets)
-    return images.detach() * slopes
 
 
 def _average(gradients: Tensor, image: int) -> Tensor:
@@ -85,11 +80,19 @@ def integrated_gradients(
 
 
 def expected_gradients(
-    model: nn.Module, images: Tensor, targets: Tensor, *, references: Tensor, samples: int = 50, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    references: Tensor,
+    samples: int = 50,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Integrated Gradients averaged over baselines drawn from `references` `(R, C, H, W)`.
 
-    Each sample draws one reference and one point of the line to it. Signed maps `(N, C, H, W)`, in logits.
+    Each sample draws one reference and one point of the line to it, by `seed` and the image's place as in
+    `smoothgrad`. Signed maps `(N, C, H, W)`, in logits.
     Erion et al. (2021).
     """
     check_input(images, targets)
@@ -98,12 +101,12 @@ def expected_gradients(
             f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
             f"got {tuple(references.shape)}."
         )
-    images, draw = images.detach(), generator(seed)
+    images, draws = images.detach(), [generator(seed_of(seed, place)) for place in places(indices, images)]
     references = references.detach().to(images)
     if not torch.isfinite(references).all():
         raise ValueError("the references have NaN or infinite values.")
-    chosen = torch.randint(len(references), (len(images), samples), generator=draw).to(images.device)
-    at = torch.rand(len(images), samples, 1, 1, 1, generator=draw).to(images)
+    chosen = [torch.randint(len(references), (samples,), generator=draw).to(images.device) for draw in draws]
+    at = [torch.rand(samples, 1, 1, 1, generator=draw).to(images) for draw in draws]
     return _over_samples(
         model,
         images,
@@ -114,15 +117,17 @@ def expected_gradients(
     )
 
 
-def _noisy(images: Tensor, samples: int, sigma: float, seed: int) -> Callable[[int], Tensor]:
+def _noisy(
+    images: Tensor, samples: int, sigma: float, seed: int, indices: Sequence[int] | None
+) -> Callable[[int], Tensor]:
     """`sample(i)`: image i with Gaussian noise of standard deviation `sigma` x (max - min) of that image."""
     if sigma < 0:
         raise ValueError(f"sigma must not be negative, got {sigma}.")
-    images, draw = images.detach(), generator(seed)
+    images, whole = images.detach(), places(indices, images)
     width = sigma * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
 
     def sample(i: int) -> Tensor:
-        noise = torch.randn(samples, *images.shape[1:], generator=draw).to(images)
+        noise = torch.randn(samples, *images.shape[1:], generator=generator(seed_of(seed, whole[i]))).to(images)
         return images[i] + width[i] * noise
 
     return sample
@@ -136,13 +141,15 @@ def smoothgrad(
     samples: int = 50,
     sigma: float = 0.15,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean gradient over noisy copies of the input; Smilkov et al. (2017).
 
-    `sigma` is the noise's standard deviation as a fraction of max - min of each image. Signed `(N, C, H, W)`.
+    `sigma` is the noise's standard deviation as a share of max - min of each image. Image i's noise follows from
+    `seed` and `indices[i]`, its place in the whole set (None: 0, 1, ...), whatever the batch. Signed `(N, C, H, W)`.
     """
     check_input(images, targets)
-    return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed))
+    return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed, indices))
 
 
 def smoothgrad_squared(
@@ -153,10 +160,11 @@ def smoothgrad_squared(
     samples: int = 50,
     sigma: float = 0.15,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
     check_input(images, targets)
-    noisy = _noisy(images, samples, sigma, seed)
+    noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda gradients, _: gradients.square().mean(0))
 
 
@@ -168,13 +176,14 @@ def vargrad(
     samples: int = 50,
     sigma: float = 0.15,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Variance (over samples, not corrected) of the gradient at noisy copies; Adebayo et al. (2018).
 
     Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
     """
     check_input(images, targets)
-    noisy = _noisy(images, samples, sigma, seed)
+    noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda g, _: g.var(0, correction=0))
 
 
@@ -186,6 +195,7 @@ def smoothgrad_integrated_gradients(
     samples: int = 50,
     sigma: float = 0.15,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
     steps: int = 50,
     baseline: float | Tensor = 0.0,
 ) -> Tensor:
@@ -196,7 +206,7 @@ def smoothgrad_integrated_gradients(
     check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
-    start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed)
+    start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed, indices)
     maps = [
         integrated_gradients(model, noisy(i), targets[i].expand(samples), steps=steps, baseline=start[i]).mean(0)
         for i in range(len(images))

@@ -1,7 +1,8 @@
 """What all methods share: checks, a model held still while it is explained, and the gradient of a logit."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,18 @@ def check_input(images: Tensor, targets: Tensor) -> None:
     if not torch.isfinite(images).all():
         raise ValueError("images have NaN or infinite values.")
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        got = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
+        found = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {found}.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+
+
+def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
+    """The images' places in the whole set, from which they draw: `indices`, or 0, 1, ... where there are none."""
+    found = list(range(len(images)) if indices is None else map(int, indices))
+    if len(found) != len(images):
+        raise ValueError(f"indices must be the places of the {len(images)} images, got {len(found)} of them.")
+    return found
 
 
 def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ def class_count(model: nn.Module, images: Tensor) -> int:
         return model(images.clone()).shape[1]
 
 
-def chosen_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+def chosen_logits(model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor) -> Tensor:
     """The logit of each image's target class, `(N,)`.
 
     Raises
@@ -88,22 +97,78 @@ def chosen_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(1, places[:, None])[:, 0]
 
 
-def gradient_of_logits(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    inspect: Callable[[Tensor], None] | None = None,
-) -> Tensor:
+def gradient_of_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Gradient of each image's target logit with respect to that image, in one pass, `(N, C, H, W)`.
 
-    To be called inside `explaining(model)`. `inspect` sees the logits with their graph before the backward
-    pass. An input that the logit does not depend on has gradient zero.
+    To be called inside `explaining(model)`. An input that the logit does not depend on has gradient zero.
     """
-    tape = getattr(model, "_tape", None)  # see saliency_sanity.replay
-    replayed = tape is not None and tape.holds(images)
-    leaf = tape.leaf if replayed else images.detach().clone().requires_grad_()
+    leaf = images.detach().clone().requires_grad_()
     # the copy lets a model write into its input
-    logits = chosen_logits(tape if replayed else model, leaf.clone(), targets)
-    if inspect is not None:
-        inspect(logits)
-    return gradient_or_zeros(logits, leaf, retain_graph=replayed)
+    return gradient_or_zeros(chosen_logits(model, leaf.clone(), targets), leaf)
+
+
+class OnePass:
+    """What a method does that differentiates the logits once, at the images themselves.
+
+    Put on a function of `(model, images, targets)` as a decorator it makes the method, and the method carries it as
+    its attribute `one_pass`, so that `saliency_sanity.sanity` can run what copies of a model have in common once.
+
+    Parameters
+    ----------
+    rule : makes the context that is in force during the pass, for example one that replaces calls of ReLU.
+    inspect : sees the logits with their graph before the backward pass; it may raise.
+    finish : makes maps of the images and their gradients.
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: Callable[[], AbstractContextManager] = nullcontext,
+        inspect: Callable[[Tensor], None] = lambda logits: None,
+        finish: Callable[[Tensor, Tensor], Tensor] = lambda images, gradient: gradient,
+    ):
+        self.rule, self.inspect, self.finish = rule, inspect, finish
+        self.method: Callable[..., Tensor] | None = None
+
+    def __call__(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The method, with the name and the documentation of `function`."""
+
+        @wraps(function)
+        def method(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+            check_input(images, targets)
+            with explaining(model):
+                return torch.cat(
+                    [self.maps(model, images[part], targets[part]) for part in chunks(len(images), images)]
+                )
+
+        vars(method)["one_pass"] = self
+        self.method = method
+        return method
+
+    def maps(
+        self,
+        run: Callable[[Tensor], Tensor],
+        images: Tensor,
+        targets: Tensor,
+        *,
+        leaf: Tensor | None = None,
+    ) -> Tensor:
+        """The maps of a few images, inside `explaining`.
+
+        With a `leaf`, which has the images' values, the gradient is taken there and the graph is kept.
+        """
+        shared = leaf is not None
+        leaf = leaf if shared else images.detach().clone().requires_grad_()
+        with self.rule():
+            logits = chosen_logits(run, leaf if shared else leaf.clone(), targets)
+            self.inspect(logits)
+            gradient = gradient_or_zeros(logits, leaf, retain_graph=shared)
+        return self.finish(images.detach(), gradient)
+
+
+def one_pass_of(method: Callable[..., Tensor]) -> OnePass | None:
+    """What a method carries, or a partial of it without options; None if it carries nothing that is its own."""
+    while isinstance(method, partial) and not (method.args or method.keywords):
+        method = method.func
+    found = getattr(method, "one_pass", None)  # functools.wraps copies it to functions that do something else
+    return found if isinstance(found, OnePass) and found.method is method else None

@@ -1,15 +1,15 @@
 """Methods that only ask the model: hide parts of an image and see what becomes of the logit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..device import generator
-from .passes import check_input, chosen_logits, chunks, explaining, starting_point
+from ..device import generator, seed_of
+from .passes import check_input, chosen_logits, chunks, explaining, places, starting_point
 
 
 def _logits_of_masked(
@@ -131,6 +131,7 @@ def _explain_segments(
     segments: Tensor | None,
     samples: int,
     seed: int,
+    indices: Sequence[int] | None,
     baseline: float | Tensor,
     draw: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]],
     fit: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -138,18 +139,18 @@ def _explain_segments(
     """`fit(kept, weights, logits)` of coalitions of segments, as maps.
 
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
-    Every image sees the same draws.
+    What an image draws follows from `seed` and its place in the whole set.
     """
     check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()
-    start = starting_point(baseline, images)
+    start, whole = starting_point(baseline, images), places(indices, images)
     with explaining(model):
         maps = torch.zeros_like(images)
         for i in range(len(images)):
             names, members = segments[i].unique(return_inverse=True)
-            kept, weights = draw(len(names), samples, generator(seed))
+            kept, weights = draw(len(names), samples, generator(seed_of(seed, whole[i])))
             one = model, images[i], start[i], targets[i]
             logits = _logits_of_masked(*one, len(kept), partial(_pixels, kept.to(images.device), members))
             maps[i] = fit(kept.double(), weights, logits.double().cpu()).to(images)[members]
@@ -179,6 +180,7 @@ def lime(
     segments: Tensor | None = None,
     samples: int = 256,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
     baseline: float | Tensor = 0.0,
     width: float = 0.25,
 ) -> Tensor:
@@ -187,7 +189,8 @@ def lime(
     `samples` variants show each segment with probability 1/2, and `baseline` elsewhere. They weigh
     exp(-d²/2 `width`²), d the cosine distance to the whole image, as in the authors' code, in a fit by plain
     least squares. `segments` are integers `(H, W)` or `(N, H, W)`; None takes `superpixels(images)`. Every
-    pixel has its segment's coefficient, in all channels alike: signed maps `(N, C, H, W)`, in logits.
+    pixel has its segment's coefficient, in all channels alike: signed maps `(N, C, H, W)`, in logits. Draws follow
+    from `seed` and the image's place as in `smoothgrad`.
 
     Raises
     ------
@@ -207,7 +210,7 @@ def lime(
         with_intercept = torch.cat((kept, torch.ones_like(kept[:, :1])), 1)
         return _least_squares(with_intercept, weights, logits)[:-1]
 
-    return _explain_segments(model, images, targets, segments, samples, seed, baseline, draw, fit)
+    return _explain_segments(model, images, targets, segments, samples, seed, indices, baseline, draw, fit)
 
 
 def kernel_shap(
@@ -218,13 +221,14 @@ def kernel_shap(
     segments: Tensor | None = None,
     samples: int = 256,
     seed: int = 0,
+    indices: Sequence[int] | None = None,
     baseline: float | Tensor = 0.0,
 ) -> Tensor:
     """KernelSHAP: Shapley values of the image's segments by weighted least squares; Lundberg & Lee (2017).
 
     A segment that is not shown has the values of `baseline`. Where `samples` are enough (by default for up to
     8 segments) all coalitions are run and the values are exact; else coalitions are drawn from the Shapley
-    kernel, in pairs of complements. `segments` as in `lime`. Every pixel has its segment's value, in all
+    kernel, in pairs of complements. `segments` and draws as in `lime`. Every pixel has its segment's value, in all
     channels alike: signed maps `(N, C, H, W)`, in logits; the segments' values add up to f(x) - f(baseline).
 
     Raises
@@ -232,7 +236,8 @@ def kernel_shap(
     ValueError
         The segments do not fit the images, or there are too few samples for them.
     """
-    return _explain_segments(model, images, targets, segments, samples, seed, baseline, _coalitions, _shapley_values)
+    drawn = segments, samples, seed, indices, baseline
+    return _explain_segments(model, images, targets, *drawn, _coalitions, _shapley_values)
 
 
 def _coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

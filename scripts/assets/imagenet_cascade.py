@@ -74,7 +74,8 @@ def mirror_rows(model: torch.nn.Module, images: torch.Tensor, targets: torch.Ten
         back[..., :READ] = back[..., :READ].flip(-1)
         for metric in METRICS:
             values = similarity.METRICS[metric](maps, back).numpy()
-            about = {"scheme": "mirror", "seed": 0, "stage": -1, "layer": "", "method": label, "metric": metric}
+            about = {"scheme": "mirror", "role": "ceiling", "seed": 0, "stage": 0, "layer": ""}
+            about |= {"method": label, "metric": metric}
             rows.append(pd.DataFrame({**about, "image": range(len(values)), "similarity": values}))
     return pd.concat(rows)
 
@@ -93,7 +94,7 @@ def main() -> None:
     images = photographs.normalize(raw)
     cascade = partial(sanity.parameter_randomization, model, images, targets, metrics=METRICS, **RANDOM)
     parts = [cascade(methods=METHODS, seeds=SEEDS), cascade(methods=CONTROLS, seeds=[0], lines=False)]
-    frame = pd.concat([*parts, mirror_rows(model, images, targets)])
+    frame = pd.concat([*parts, mirror_rows(model, images, targets)])[sanity.COLUMNS]
     about = {
         "made by": "scripts/assets/imagenet_cascade.py",
         "date": date.today().isoformat(),

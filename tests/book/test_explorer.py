@@ -246,7 +246,7 @@ def test_curves_of_a_check_carry_floor_and_ceiling(frame):
 
 @pytest.mark.parametrize(("line", "kind"), [("twin", "ceiling"), ("other_image", "floor")])
 def test_a_curve_without_its_lines_is_refused(frame, line, kind):
-    floors = frame.scheme.isin(explorer.FLOORS) if kind == "floor" else frame.scheme == line
+    floors = (frame.role == "floor") if kind == "floor" else frame.scheme == line
     with pytest.raises(ValueError, match=f"spearman has no {kind} for gradient, sobel"):
         explorer.similarity_curves(frame[~floors])
     with pytest.raises(ValueError, match=f"no {kind} for sobel:"):

@@ -385,3 +385,22 @@ def test_a_function_without_a_title_is_called_by_its_name():
     def one_of_mine(model, images, targets): ...
 
     assert saliency.title(one_of_mine) == saliency.title("one_of_mine") == "one of mine"
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_what_an_image_draws_does_not_depend_on_the_batch(name):
+    method = METHODS[name]
+    known = signature(method).parameters
+    options = {option: value for option, value in SMALL.items() if option in known}
+    model, x, y = cnn().double(), images(4, dtype=torch.float64), targets(4)
+    whole = method(model, x, y, seed=3, **options)
+    torch.testing.assert_close(method(model, x, y, seed=3, indices=range(4), **options), whole, rtol=0, atol=0)
+    turned = method(model, x.flip(0), y.flip(0), seed=3, indices=[3, 2, 1, 0], **options).flip(0)
+    torch.testing.assert_close(turned, whole)
+    for k in range(4):
+        alone = method(model, x[k : k + 1], y[k : k + 1], seed=3, indices=[k], **options)
+        torch.testing.assert_close(alone[0], whole[k])
+    same = method(model, x[:1].repeat(2, 1, 1, 1), y[:1].repeat(2), seed=3, **options)
+    assert not torch.allclose(same[0], same[1])  # two places, two draws
+    with pytest.raises(ValueError, match="places of the 4 images, got 3"):
+        method(model, x, y, indices=[0, 1, 2], **options)

@@ -20,7 +20,6 @@ from torch import Tensor
 from ...plots import LINES
 from .render import html
 
-FLOORS, CEILINGS = ("other_image", "noise"), ("twin", "retest")
 SHOWN = "the map shown, against the trained one"
 EXACT = 64  # pixels: pictures up to this side are stored without loss and shown as squares
 MIME = "application/vnd.saliency-sanity.explorer+json"
@@ -126,12 +125,13 @@ def similarity_curves(frame: pd.DataFrame, names: Mapping[str, str] | None = Non
             mean = part.groupby(["stage", "method", "image"]).similarity.mean()
             full = pd.MultiIndex.from_product([sorted(part.stage.unique()), methods, images])
             series[scheme] = mean.reindex(full).to_numpy().reshape(-1, len(methods), len(images))
-        for kind, lines in {"floor": FLOORS, "ceiling": CEILINGS}.items():
-            found = [np.isfinite(series[line]).any((0, 2)) for line in lines if line in series]
+        for kind in ("floor", "ceiling"):
+            lines = rows.scheme[rows.role == kind].unique()
+            found = [np.isfinite(series[line]).any((0, 2)) for line in lines]
             bare = methods[~np.any(found, 0)] if found else methods
             if len(bare):
                 raise ValueError(f"{metric} has no {kind} for {', '.join(bare)}: run the check with lines and twins.")
-        first = [scheme for scheme in series if scheme not in LINES]
+        first = list(rows.scheme[rows.role == "curve"].unique())
         if len(first) != 1:
             raise ValueError(f"the frame must hold one scheme besides its reference lines, got {first}.")
         curves[title] = {SHOWN: series[first[0]]} | {line: series[line] for line in LINES if line in series}
@@ -219,4 +219,4 @@ def _chart(chart: str, series: Mapping[str, Array], axes) -> dict:
     if not finite:
         raise ValueError(f"the curves of {chart!r} hold no finite number.")
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(finite), max(finite))
-    return {"name": chart, "ticks": list(map(float, ticks)), "lines": lines}
+    return {"name": chart, "ticks": [float(tick) for tick in ticks], "lines": lines}

@@ -222,8 +222,9 @@ def _legend(charts: list[dict], slider: str, axes: Axes) -> str:
     """What the lines mean, each once for all charts."""
     kinds: dict[str, str] = {}
     for chart in charts:
-        found = _kinds(chart["lines"], _place(slider, axes))
-        kinds |= {line["name"]: kind for line, kind in zip(chart["lines"], found)}
+        kinds |= {
+            line["name"]: kind for line, kind in zip(chart["lines"], _kinds(chart["lines"], _place(slider, axes)))
+        }
     keys = "".join(
         f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><path class="{kind}" d="M0 5H28"/></svg>{escape(name)}</li>'
         for name, kind in kinds.items()
