@@ -56,7 +56,8 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
     def mean_map(
         model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0, indices: Sequence[int] | None = None
     ) -> Tensor:
-        whole, options = places(indices, images), {}
+        whole = places(indices, images)
+        options: dict[str, int | list[int]] = {}
 
         def noise(copy: int) -> Tensor:
             drawn = [torch.randn(images.shape[1:], generator=generator(seed_of(seed, at, copy))) for at in whole]

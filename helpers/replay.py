@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .randomization import STATISTICS, all_tensors, leaves, only_looks, plain_places
+from .model_state import all_tensors, leaves, only_looks, plain_places
+from .randomization import STATISTICS
 from .saliency.passes import OnePass, explaining
 
-PLAIN = (bool, int, float, complex, str, type(None), type(...))
-PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+NUMBERS_AND_NAMES = (bool, int, float, complex, str, type(None), type(...))
+KINDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 UNKNOWABLE = frozenset(("__set__", "set_", "resize_", "register_hook", "register_post_accumulate_grad_hook"))
 
 
@@ -180,7 +181,7 @@ class _Recording(TorchFunctionMode):
 
 
 def _can_be_kept(values) -> bool:
-    return all(isinstance(item, (Tensor, *PLAIN)) for item in leaves(values))
+    return all(isinstance(item, (Tensor, *NUMBERS_AND_NAMES, *KINDS)) for item in leaves(values))
 
 
 class _Replay(TorchFunctionMode):

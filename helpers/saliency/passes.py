@@ -157,12 +157,11 @@ class OnePass:
 
         With a `leaf`, which has the images' values, the gradient is taken there and the graph is kept.
         """
-        shared = leaf is not None
-        leaf = leaf if shared else images.detach().clone().requires_grad_()
+        at = images.detach().clone().requires_grad_() if leaf is None else leaf
         with self.rule():
-            logits = chosen_logits(run, leaf if shared else leaf.clone(), targets)
+            logits = chosen_logits(run, at.clone() if leaf is None else at, targets)
             self.inspect(logits)
-            gradient = gradient_or_zeros(logits, leaf, retain_graph=shared)
+            gradient = gradient_or_zeros(logits, at, retain_graph=leaf is not None)
         return self.finish(images.detach(), gradient)
 
 
