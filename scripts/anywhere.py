@@ -116,7 +116,7 @@ def lend(names: Iterable[str], folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def surroundings() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The variables of this process without those that lead to the present environment."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "SANITY_SEED")}
     return kept | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SANITY_STRICT": "1"}
@@ -134,7 +134,7 @@ def program(root: Path, chapter: Path, source: str) -> str:
 
 def installed(python: Path) -> dict[str, str]:
     """The versions that an interpreter finds."""
-    shown = subprocess.run([python, "-c", VERSIONS], env=surroundings(), capture_output=True, text=True, check=True)
+    shown = subprocess.run([python, "-c", VERSIONS], env=environment(), capture_output=True, text=True, check=True)
     return json.loads(shown.stdout)
 
 
@@ -147,7 +147,7 @@ def colab(root: Path, chapter: Path) -> bool:
     desk.mkdir()
     (desk / "chapter.ipy").write_text(program(root, chapter, f"git+file://localhost{root}"), encoding="utf-8")
     command = [python, "-m", "IPython", "--no-banner", "--colors=NoColor", "chapter.ipy"]
-    ran = subprocess.run(command, cwd=desk, env=surroundings(), capture_output=True, text=True)
+    ran = subprocess.run(command, cwd=desk, env=environment(), capture_output=True, text=True)
     after = installed(python)
     new = sorted(after.keys() - before.keys())
     changed = [name for name in UNTOUCHED if after.get(name) != before[name]]
@@ -167,7 +167,7 @@ def binder(root: Path, chapter: Path) -> bool:
     desk = root / "_build/binder"
     desk.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", EXECUTE, "--timeout=600", (root / chapter).resolve()]
-    ran = watch(command, megabytes=BINDER_MEGABYTES, seconds=BINDER_SECONDS, cwd=desk, env=surroundings())
+    ran = watch(command, megabytes=BINDER_MEGABYTES, seconds=BINDER_SECONDS, cwd=desk, env=environment())
     took = f"{ran.seconds:.0f} s of {BINDER_SECONDS}, {ran.megabytes} MB of {BINDER_MEGABYTES}"
     print(f"Binder, {chapter.stem}: {ran.end}, {took}", flush=True)
     if ran.end == "failed":

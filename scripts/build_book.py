@@ -14,6 +14,7 @@ import argparse
 import base64
 import csv
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -34,7 +35,7 @@ import nbformat
 import references
 import scorecard
 from address import pages, repository
-from cache import surroundings
+from cache import digest, surroundings
 from made import made
 from nbformat import NotebookNode
 from PIL import Image
@@ -64,14 +65,14 @@ def fill(page: str, parts: dict[str, str]) -> str:
     return page
 
 
-def link_locally(text: str, root: Path, chapter: Path) -> str:
-    """Turn Markdown links to the published pages into links between sources, which Sphinx checks."""
+def link_locally(text: str, home: str, root: Path, chapter: Path) -> str:
+    """Turn Markdown links to the published pages, at `home`, into links between sources, which Sphinx checks."""
 
     def source(link: re.Match) -> str:
         suffix = ".ipynb" if (root / f"{link[1]}.ipynb").exists() else ".md"
         return f"]({posixpath.relpath(link[1], chapter.parent.as_posix())}{suffix}"
 
-    return re.sub(rf"\]\({re.escape(pages(repository(root)))}([\w/-]+)\.html", source, text)
+    return re.sub(rf"\]\({re.escape(home)}([\w/-]+)\.html", source, text)
 
 
 def lighten(data: dict) -> None:
@@ -84,6 +85,21 @@ def lighten(data: dict) -> None:
     picture.save(forms["image/jpeg"], "JPEG", quality=75)
     kind = min(forms, key=lambda kind: len(forms[kind].getvalue()))
     data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
+
+
+def lighter(run: Run) -> NotebookNode:
+    """An executed chapter with lighter figures, which are kept beside it until `lighten` changes."""
+    kept = run.path.with_name(f"lighter-{digest(inspect.getsource(lighten))[:8]}.ipynb")
+    if kept.exists():
+        return read(kept)
+    notebook = read(run.path)
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            lighten(output.get("data", {}))
+    unfinished = kept.with_suffix(".unfinished")
+    nbformat.write(notebook, unfinished)
+    unfinished.replace(kept)
+    return notebook
 
 
 def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
@@ -144,15 +160,15 @@ def layout(
     found += [root / name for name in ("_config.yml", "_toc.yml", "scripts/page_extras.py")]
     found = [path for path in found if path.is_file()]
     sources = served | {path.relative_to(root): path.read_bytes() for path in found}
+    home = pages(repository(root))
     for chapter in chapters(root):
         notebook = read(root / chapter)
         if chapter in runs:
-            take_outputs(notebook, read(runs[chapter].path))
+            take_outputs(notebook, lighter(runs[chapter]))
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = link_locally(cell.source, root, chapter)
+                cell.source = link_locally(cell.source, home, root, chapter)
             for output in cell.get("outputs", []):
-                lighten(output.get("data", {}))
                 render(root, output.get("data", {}))
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()

@@ -17,7 +17,7 @@ IN_A_CHILD = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, 
 
 def run(code: str, folder: Path, **limits) -> anywhere.Watched:
     limits = {"megabytes": 1000, "seconds": 600} | limits
-    return anywhere.watch([sys.executable, "-c", code], cwd=folder, env=anywhere.surroundings(), **limits)
+    return anywhere.watch([sys.executable, "-c", code], cwd=folder, env=anywhere.environment(), **limits)
 
 
 def test_a_program_within_its_limits_is_measured(tmp_path):
@@ -60,7 +60,7 @@ def test_lent_packages_are_there_and_others_are_not(tmp_path):
 
     def finds(module: str) -> bool:
         command = [python, "-c", f"import {module}"]
-        return subprocess.run(command, cwd=tmp_path, env=anywhere.surroundings(), capture_output=True).returncode == 0
+        return subprocess.run(command, cwd=tmp_path, env=anywhere.environment(), capture_output=True).returncode == 0
 
     assert finds("packaging.version") and not finds("numpy") and not finds("saliency_sanity")
 

@@ -20,7 +20,7 @@ from types import FunctionType
 import nbformat
 import pytest
 from address import files
-from anywhere import surroundings
+from anywhere import environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from run_chapters import chapters
@@ -55,7 +55,7 @@ sys.meta_path.insert(0, Missing)
 
 def run(code: str, python: Path | str = sys.executable, folder: Path = ROOT) -> str:
     """What a program prints that runs in a process of its own; an environment of its own sees no other's paths."""
-    env = dict(os.environ) if python == sys.executable else surroundings()
+    env = dict(os.environ) if python == sys.executable else environment()
     ran = subprocess.run([python, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

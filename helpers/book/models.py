@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torchvision
@@ -148,12 +148,12 @@ class Recipe(NamedTuple):
 
 LABELS = ("true", "random")
 _OTHER = 1000  # added to a seed where it must be another
-_CNN = {"seeds": 8, "epochs": 90, "lr": 1e-3, "labels": LABELS, "record": "checkpoints/records.csv"}
-_POOLED = {"build": pooled_cnn, "epochs": 8, "lr": 3e-3}
+_CNN: dict[str, Any] = {"seeds": 8, "epochs": 90, "lr": 1e-3, "labels": LABELS, "record": "checkpoints/records.csv"}
+_POOLED: dict[str, Any] = {"build": pooled_cnn, "epochs": 8, "lr": 3e-3}
 _SCENES = {**_POOLED, "data": "scenes", "seeds": 8, "record": "checkpoints/scenes.csv"}
 _FROZEN = {**_POOLED, "data": "clothes", "seeds": 6, "record": "checkpoints/frozen.csv"}
 _CONV1, _CONV2, _CONV3 = ("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3")
-_MISLABELLED = {
+_MISLABELLED: dict[str, dict[str, Any]] = {
     "mislabelled_clean": {},
     "mislabelled_flipped": {"bug": "labels"},
     "mislabelled_other_order": {"order": _OTHER},

@@ -145,10 +145,10 @@ def paste(
     height, width = background.shape[1:]
     factor = scale * min(height, width) / max(cutout.size)
     w, h = (max(1, round(side * factor)) for side in cutout.size)
-    cutout = cutout.convert("RGBA").resize((w, h), Image.Resampling.BICUBIC)  # Lanczos would leave a halo
-    cutout = F.to_dtype(F.pil_to_tensor(cutout), scale=True).to(background)
+    fitted = cutout.convert("RGBA").resize((w, h), Image.Resampling.BICUBIC)  # Lanczos would leave a halo
+    pixels = F.to_dtype(F.pil_to_tensor(fitted), scale=True).to(background)
     left, top = round(position[0] * (width - w)), round(position[1] * (height - h))
-    return blend(background, cutout[:3], cutout[3], top, left)
+    return blend(background, pixels[:3], pixels[3], top, left)
 
 
 def blend(background: Tensor, cutout: Tensor, alpha: Tensor, top: int, left: int) -> tuple[Tensor, Tensor]:

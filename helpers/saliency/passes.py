@@ -32,8 +32,8 @@ def check_input(images: Tensor, targets: Tensor) -> None:
     if not torch.isfinite(images).all():
         raise ValueError("images have NaN or infinite values.")
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        got = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {got}.")
+        found = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {found}.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
 

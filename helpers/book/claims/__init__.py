@@ -155,8 +155,8 @@ def check(
         for name in expected
     ]
     source = f"{claim['source']['key']}, {claim['source']['where']}"
-    names = ("title", "statement", "chapter")
-    card = Card(id, *(claim[name] for name in names), source, claim["test"], claim["margin"], replicated, findings)
+    title, statement, chapter = (claim[name] for name in ("title", "statement", "chapter"))
+    card = Card(id, title, statement, chapter, source, claim["test"], claim["margin"], replicated, findings)
     if os.environ.get("SANITY_STRICT") == "1" and not card.as_expected:
         raise ClaimError(f"{id}: {card}")
     return card

@@ -219,4 +219,4 @@ def _chart(chart: str, series: Mapping[str, Array], axes) -> dict:
     if not finite:
         raise ValueError(f"the curves of {chart!r} hold no finite number.")
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(finite), max(finite))
-    return {"name": chart, "ticks": ticks.tolist(), "lines": lines}
+    return {"name": chart, "ticks": [float(tick) for tick in ticks], "lines": lines}

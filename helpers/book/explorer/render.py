@@ -35,14 +35,14 @@ def html(data: dict) -> str:
         f'<div class="explorer" role="group" aria-label="{escape(data["title"])}">\n<style>\n{style}</style>\n'
         f'<div class="controls" hidden>{_controls(axes, slider, data["switches"])}</div>\n'
         f'<div class="panels">{"".join(figures)}</div>\n<div class="charts">{"".join(drawn)}</div>\n'
-        f"{_legend(charts, _place(slider, axes))}{status}\n"
+        f"{_legend(charts, slider, axes)}{status}\n"
         f"{_table(axes, charts, data['facts'])}\n"
         f'<script type="application/json">{stored}</script>\n<script>\n{script}</script>\n</div>'
     )
 
 
-def _place(name: str | None, axes: Axes) -> int | None:
-    return next((k for k, (axis, _) in enumerate(axes) if axis == name), None)
+def _place(name: str, axes: Axes) -> int:
+    return [axis for axis, _ in axes].index(name)
 
 
 def _steps(shape: Sequence[int]) -> list[int]:
@@ -218,11 +218,13 @@ def _straight(kind: str, height: float | None) -> str:
     return "" if height is None else f'<path class="{kind}" d="M{LEFT} {height}H{WIDTH - RIGHT}"/>'
 
 
-def _legend(charts: list[dict], along: int | None) -> str:
+def _legend(charts: list[dict], slider: str, axes: Axes) -> str:
     """What the lines mean, each once for all charts."""
-    kinds = {}
+    kinds: dict[str, str] = {}
     for chart in charts:
-        kinds |= {line["name"]: kind for line, kind in zip(chart["lines"], _kinds(chart["lines"], along))}
+        kinds |= {
+            line["name"]: kind for line, kind in zip(chart["lines"], _kinds(chart["lines"], _place(slider, axes)))
+        }
     keys = "".join(
         f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><path class="{kind}" d="M0 5H28"/></svg>{escape(name)}</li>'
         for name, kind in kinds.items()
