@@ -260,18 +260,3 @@ def test_a_checkpoint_is_named_by_network_and_labels():
     assert models.checkpoint_name("scenes_blur") == "checkpoints/scenes_blur.safetensors"
     with pytest.raises(AssetError, match="not an asset"):
         locate(models.checkpoint_name("mlp_digits", "shuffled"))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("scenes_clean", {"labels": "nonsense"}, "scenes_clean has no option 'labels'; it has: seed"),
-        ("mislabelled_clean", {"labels": "true"}, "has no option 'labels'; it has: seed"),
-        ("squeezenet_imagenet", {"seed": 7}, "squeezenet_imagenet has no option 'seed'; it has: none"),
-        ("cnn_clothes", {"weights": None}, "has no option 'weights'; it has: seed, labels"),
-        ("resnet50", {"seed": 1}, "pass weights=None"),
-    ],
-)
-def test_an_option_that_would_be_ignored_is_refused(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        models.load(name, **options)
