@@ -16,18 +16,23 @@ def best_device() -> torch.device:
 
 def generator(seed: int) -> torch.Generator:
     """A CPU generator for `seed`: draw from it, then move, and every device sees the same numbers."""
+    return torch.Generator().manual_seed(_whole(seed))
+
+
+def _whole(seed: int) -> int:
     try:
-        return torch.Generator().manual_seed(index(seed))
+        return index(seed)
     except TypeError:
         raise TypeError(f"seed must be an int, got {type(seed).__name__}; pass for example seed=0.") from None
 
 
-def seed_of(*parts: object) -> int:
-    """A seed of 62 bits for what is drawn under these names and numbers, the same on every machine.
+def seed_of(seed: int, *parts: object) -> int:
+    """A seed of 62 bits for what is drawn under `seed` and these names and numbers, the same on every machine.
 
     Draws that belong to (seed, method, stage, image) and to nothing else do not depend on the order of work.
     """
-    plain = [index(part) if hasattr(part, "__index__") else part for part in parts]  # ints of numpy are ints
+    # ints of numpy are ints
+    plain = [_whole(seed), *(index(part) if hasattr(part, "__index__") else part for part in parts)]
     return int.from_bytes(blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 2
 
 

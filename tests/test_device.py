@@ -88,7 +88,7 @@ def test_progress_writes_only_where_shown(show, capsys):
 
 
 def test_a_seed_is_made_of_names_and_numbers():
-    parts = ((0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a"), ("0", "a"))
+    parts = ((0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), (0, "a"), (0, "a", "1"))
     made = [seed_of(*names) for names in parts]
     assert len(set(made)) == len(made) and all(0 <= seed < 2**62 for seed in made)
     assert seed_of(np.int64(0), "a", torch.tensor(1)) == made[0] == 1842041808939661185
