@@ -47,7 +47,8 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
     """A method whose maps are means over noisy copies of the input: the maps that sMPRT compares.
 
     `sigma` is a share of max - min of each image. The result takes a `seed`, so that the tests of `sanity` give it
-    fresh noise at every stage, and `indices` as `smoothgrad` does. Hedström et al. (2024).
+    fresh noise at every stage, and `indices` as `smoothgrad` does; a method that itself draws noise and knows no
+    `indices` draws over the whole batch. Hedström et al. (2024).
     """
     base = saliency.get(method)
     if samples < 1 or sigma < 0:
@@ -112,6 +113,7 @@ def complexity_rise(
     `seed method image rise`; the rise is NaN where the trained map is constant. Hedström et al. (2024).
     """
     methods = named(methods, saliency.get, "methods")
+    randomization.check_options(options, besides=["seeds", "bins"])
     frames = []
     for seed in seeds:
         draws = randomization.Redraws(model, scheme="cascading", seed=seed, **{"example": images[:1], **options})

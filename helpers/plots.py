@@ -33,6 +33,7 @@ LINES: dict[str, tuple[str, str, Any]] = {
     "noise": ("floor: noise of the same spectrum", "0.65", "-."),
     "retest": ("ceiling: the same method again", "0.25", (0, (5, 2))),
     "twin": ("ceiling: a twin network", "tab:orange", "--"),
+    "mirror": ("ceiling: the mirrored picture", "tab:green", "--"),
 }
 
 
@@ -187,7 +188,7 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
             at = range(len(mean))
             axis.fill_between(at, mean - half, mean + half, alpha=0.25, color="tab:blue", linewidth=0)
             axis.plot(at, mean, marker="o", color="tab:blue")
-            for scheme, value in rows[rows.role != "curve"].groupby("scheme").similarity.mean().items():
+            for scheme, value in rows[rows.scheme.isin(LINES)].groupby("scheme").similarity.mean().items():
                 axis.axhline(value, color=LINES[scheme][1], linestyle=LINES[scheme][2])
             axis.set_title(title(method), fontsize=11)
             names = [layer or "trained" for layer in mean.index.get_level_values("layer")]

@@ -17,7 +17,7 @@ from .inference import evaluating
 from .model_state import Fresh, Uses, all_tensors, held_by_name, private_copy, refresh
 from .model_state import named_tensors as _named
 
-__all__ = ["SCHEMES", "Plan", "Redraws", "Stage", "Step", "Uses", "cascading", "independent", "plan"]
+__all__ = ["SCHEMES", "Plan", "Stage", "Uses", "cascading", "independent", "plan"]
 
 STATISTICS = nn.modules.batchnorm._NormBase  # batch and instance norms, which may keep running statistics
 NORMS = (STATISTICS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -315,11 +315,7 @@ class Redraws:
         calibration: Tensor | None = None,
         example: Tensor | None = None,
         order: str = "top_down",
-        **unknown,
     ):
-        if unknown:
-            options = [name for name in signature(Redraws).parameters if name not in ("model", "scheme", "unknown")]
-            raise ValueError(f"unknown option {next(iter(unknown))!r}; known: {', '.join(options)}.")
         self.recipe = _Recipe(init, std, bias, affine, batch_norm, calibration)
         self.cumulative, self.order = scheme == "cascading", order
         for option, known in CHOICES.items():
@@ -330,6 +326,8 @@ class Redraws:
             raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
         if batch_norm == "recalibrate" and calibration is None:
             raise ValueError("batch_norm='recalibrate' needs calibration=, the images to measure the statistics on.")
+        if batch_norm != "recalibrate" and calibration is not None:
+            raise ValueError("calibration= is used with batch_norm='recalibrate' only.")
         seeds = generator(seed)
         self.private, self.fresh, order_in_use = private_copy(model, example)
         found = _planned(self.private, order_in_use, stages).stages
@@ -365,6 +363,14 @@ class Redraws:
             yield name, _assemble(self.private, new, self.fresh, own=True)
 
 
+def check_options(options: Iterable[str], *, besides: Iterable[str] = ()) -> None:
+    """Raise unless all are options of `cascading`; `besides` are other names that the caller takes."""
+    known = [*besides, *(name for name in signature(Redraws).parameters if name not in ("model", "scheme", "seed"))]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"unknown option {name!r}; known: {', '.join(known)}.")
+
+
 def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise stage after stage, each copy keeping what was randomised before; Adebayo et al. (2018).
 
@@ -393,11 +399,13 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     ValueError
         An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
     """
+    check_options(options)
     return Redraws(model, scheme="cascading", seed=seed, **options).copies()
 
 
 def independent(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise one stage at a time, all others as trained; options and errors as in `cascading`."""
+    check_options(options)
     return Redraws(model, scheme="independent", seed=seed, **options).copies()
 
 

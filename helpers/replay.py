@@ -82,7 +82,7 @@ class Tape:
         }  # counted in train mode only
         self.calls: list[Call] = []
         self.first_use: dict[int, int] = {}
-        self.safe = True
+        self.safe = images.device.type in ("cpu", "cuda")  # whose random state can be watched
 
     def maps(self, model: nn.Module, changed: Collection[int], targets: Tensor) -> Tensor:
         """The maps of `model`: of the tape's own one first, then of copies of it.

@@ -190,13 +190,14 @@ def parameter_randomization(
     if not seeds:
         raise ValueError("at least one seed is needed.")
     check_input(images, targets)
+    randomization.check_options(options, besides=["seeds", "twins", "lines", "explain"])
+    options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
+    stages_left = len(randomization.Redraws(model, seed=0, **options)) + 1
     for number, twin in enumerate(twins):
         for label, method in methods.items():
             own = heat_of(method, model, images, targets, seed_of(number, label))
             other = heat_of(method, twin, images, targets, seed_of(number, label, "twin"))
             rows.add("ceiling", "twin", number, 0, "", label, rows.against(own), other)
-    options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
-    stages_left = len(randomization.Redraws(model, seed=0, **options)) + 1
     with progress(len(seeds) * len(methods) * stages_left, show=show_progress) as bar:
         for seed in seeds:
             draws = randomization.Redraws(model, seed=seed, **options)

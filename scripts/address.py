@@ -75,7 +75,7 @@ def rewrite(path: Path, change: Callable[[str], str]) -> bool:
     text = path.read_text(encoding="utf-8")
     changed = change(text)
     if changed != text:
-        path.write_text(changed, encoding="utf-8")
+        path.write_text(changed, encoding="utf-8", newline="\n")
     return changed != text
 
 

@@ -96,6 +96,8 @@ def lighter(run: Run) -> NotebookNode:
     for cell in code_cells(notebook):
         for output in cell.outputs:
             lighten(output.get("data", {}))
+    for old in run.path.parent.glob("lighter-*"):
+        old.unlink()
     unfinished = kept.with_suffix(".unfinished")
     nbformat.write(notebook, unfinished)
     unfinished.replace(kept)

@@ -14,6 +14,7 @@ import cache
 
 ROOT = Path(__file__).parent.parent
 STAMP = ROOT / "tests/files.sha256"
+BESIDE = ("tests", "scripts/assets")  # where tests import from besides the package
 VERSIONS = ("torch", "torchvision", "numpy", "pillow")
 USUAL = "not weekly"  # the marker expression of a normal run
 
@@ -21,7 +22,8 @@ USUAL = "not weekly"  # the marker expression of a normal run
 def digest(path: Path, root: Path = ROOT) -> str:
     """What the tests in the file `path` depend on, as 64 hexadecimal digits."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    read = [root / cache.MANIFEST, path, *sorted(cache.closure([tree], cache.modules(root)))]
+    beside = {one.stem: one for folder in BESIDE for one in (root / folder).glob("*.py")}
+    read = [root / cache.MANIFEST, path, *sorted(cache.closure([tree], cache.modules(root) | beside))]
     parts = [hashlib.sha256(part.read_text(encoding="utf-8").encode()).hexdigest() for part in read]
     return cache.digest(parts, [version(name).partition("+")[0] for name in VERSIONS])
 

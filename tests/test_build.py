@@ -194,12 +194,25 @@ def test_other_changes_of_the_setup_cell_run_the_chapter(book):
         "book/claims/card.py": set(),  # these draw, and the build draws again
         "book/explorer/render.py": set(),
         "book/explorer/explorer.css": set(),
-        "book/claims/one.yml": {ONE},
     }.items(),
 )
 def test_a_changed_file_of_the_package_runs_those_who_use_it(book, name, users):
     write(book / "helpers" / name, PACKAGE[name] + "# changed\n")
     assert stale(book) == users
+
+
+def test_a_changed_claim_runs_its_chapter_and_its_history_nothing(book):
+    claim = "claims:\n- id: a\n  margin: .1\n  history: []\n"
+    write(book / "helpers/book/claims/one.yml", claim)
+    assert stale(book) == {ONE}
+    first = run_chapters.key(book, ONE, cache.surroundings(book))
+    for old, new, same in (
+        ("[]", "[{what: written down}]", True),
+        ("claims:", "dropped: []\nclaims:", True),
+        (".1", ".2", False),
+    ):
+        write(book / "helpers/book/claims/one.yml", claim.replace(old, new))
+        assert (run_chapters.key(book, ONE, cache.surroundings(book)) == first) == same
 
 
 def test_another_version_of_the_package_runs_nothing(book):

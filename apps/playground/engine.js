@@ -7,7 +7,7 @@
 
 const engine = (() => {
   const SIDE = 28;
-  // From the image to the output, as in helpers/models.py.
+  // From the image to the output, as in helpers/book/models.py.
   const LAYERS = [
     { name: "conv1", from: 1, to: 16, kernel: 5 },
     { name: "conv2", from: 16, to: 32, kernel: 5 },
@@ -183,7 +183,7 @@ const engine = (() => {
 
   // ---------------------------------------------------------------- maps
 
-  /** Size of the Sobel gradient, as `helpers.edges.sobel`: it sees the image and no network. */
+  /** Size of the Sobel gradient, as `saliency_sanity.edges.sobel`: it sees the image and no network. */
   function sobel(image) {
     const inside = (place) => Math.min(SIDE - 1, Math.max(0, place));
     const at = (y, x) => image[inside(y) * SIDE + inside(x)];

@@ -60,7 +60,7 @@ def _note(name: str) -> None:
 def _verified(path: Path, modified_ns: int, published: str) -> Path:
     if digest(path) != published:
         raise AssetError(
-            f"{path} is damaged: its SHA-256 is not the published one. Reinstall the package, "
+            f"{path} is damaged: its SHA-256 is not the published one. Reinstall saliency-sanity-assets, "
             "or rebuild the file with `make assets` and commit the new SHA256SUMS."
         )
     return path
@@ -77,8 +77,8 @@ def locate(name: str) -> Path:
     path, known = assets_folder() / name, manifest()
     if name not in known:
         near = get_close_matches(name, known, n=3) or sorted({file.split("/")[0] for file in known})
-        raise AssetError(f"{name!r} is not an asset of this package; there are: {', '.join(near)}.")
+        raise AssetError(f"{name!r} is not one of the assets; there are: {', '.join(near)}.")
     if not path.is_file():
-        raise AssetError(f"{path} is missing. Reinstall the package, or rebuild it with `make assets`.")
+        raise AssetError(f"{path} is missing. Reinstall saliency-sanity-assets, or rebuild it with `make assets`.")
     _note(name)
     return _verified(path, path.stat().st_mtime_ns, known[name])

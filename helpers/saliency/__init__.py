@@ -5,6 +5,7 @@ images' shape; those of the CAM family and the controls are `(N, 1, H, W)`. The 
 and left as it was: mode, weights, gradients and hooks.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -120,12 +121,20 @@ def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     return METHODS[method]
 
 
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
+
+
 def title(method: str | Callable[..., Tensor]) -> str:
-    """What people call a method, a key of `METHODS` or a callable; an unknown name is spelled without underscores."""
+    """What people call a method: a key of `METHODS`, however spelled ("guided backprop"), or a callable.
+
+    An unknown name is spelled without underscores.
+    """
     while isinstance(method, partial):
         method = method.func
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
-    return TITLES.get(name) or name.replace("_", " ")
+    known = {_letters(key): title for key, title in TITLES.items()}
+    return known.get(_letters(name)) or name.replace("_", " ")
 
 
 def heatmap(maps: Tensor, *, signed: bool) -> Tensor:

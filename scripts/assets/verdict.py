@@ -174,8 +174,7 @@ if __name__ == "__main__":
     frame = specifications("cnn_clothes")
     frame.to_csv(folder / "specifications.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
     minutes.append((time.perf_counter() - start) / 60 - minutes[0])
-    parts = ["sanity.py", "randomization.py", "similarity.py", *sorted((PACKAGE / "saliency").glob("*.py"))]
-    code = b"".join(path.read_bytes() for path in [Path(__file__), *(PACKAGE / part for part in parts)])
+    code = b"".join(path.read_bytes() for path in [Path(__file__), *sorted(PACKAGE.rglob("*.py"))])
     about = {"script": "scripts/assets/verdict.py", "code_sha256": hashlib.sha256(code).hexdigest()}
     about |= {"images": IMAGES, "image_seed": IMAGE_SEED, "weight_seeds": f"{WEIGHT_SEED} + replicate"}
     about |= {"torch": torch.__version__, "date": date.today().isoformat()}

@@ -72,13 +72,13 @@ def test_a_damaged_file_is_an_error_also_after_it_was_read_once(name, damage, fo
 
 @pytest.mark.parametrize("load", [lambda: models.load("mlp_digits"), lambda: models.load("squeezenet_imagenet")])
 def test_missing_weights_are_an_error(load, folder):
-    with pytest.raises(assets.AssetError, match="missing|not an asset"):
+    with pytest.raises(assets.AssetError, match="missing|not one of the assets"):
         load()
 
 
 @pytest.mark.parametrize("name", ["nonsense", "../device.py", "", "SHA256SUMS"])
 def test_a_name_that_is_no_asset_raises_and_says_what_there_is(name):
-    with pytest.raises(assets.AssetError, match="not an asset of this package; there are: .*digits.npz"):
+    with pytest.raises(assets.AssetError, match="not one of the assets; there are: .*digits.npz"):
         assets.locate(name)
 
 

@@ -258,5 +258,5 @@ def test_a_seed_that_equals_a_stored_one_loads_it(seed):
 def test_a_checkpoint_is_named_by_network_and_labels():
     assert models.checkpoint_name("mlp_digits", "true") == "checkpoints/mlp_digits.true.safetensors"
     assert models.checkpoint_name("scenes_blur") == "checkpoints/scenes_blur.safetensors"
-    with pytest.raises(AssetError, match="not an asset"):
+    with pytest.raises(AssetError, match="not one of the assets"):
         locate(models.checkpoint_name("mlp_digits", "shuffled"))
