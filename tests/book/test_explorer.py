@@ -166,8 +166,11 @@ def test_switches_count_in_powers_of_two():
     assert [box["aria-label"] for box in boxes] == [f"row {i}, column {j}" for i in (1, 2) for j in (1, 2)]
 
 
-def test_a_notebook_gets_the_element_and_the_build_its_data(given):
+def test_a_notebook_gets_the_element_and_the_build_its_data(given, monkeypatch):
     shown = explorer.explore(AXES, title="Two methods", slider="stage", **given)
+    monkeypatch.delenv("SANITY_STATIC", raising=False)
+    assert set(InteractiveShell().display_formatter.format(shown)[0]) == {"text/plain", "text/html"}
+    monkeypatch.setenv("SANITY_STATIC", "1")
     bundle = InteractiveShell().display_formatter.format(shown)[0]
     assert set(bundle) == {"text/plain", "text/html", EXPLORER} and explorer.MIME == EXPLORER
     assert bundle["text/html"] == shown and re.fullmatch(r"<explorer of \d+ kB>", bundle["text/plain"])
