@@ -27,15 +27,16 @@ STILL = """{
 # A page is complete when it has its fonts and formulas, its pictures, its explorers and what it computes.
 COMPLETE = """async () => {
     const frame = () => new Promise(requestAnimationFrame);
-    const scripts = matchMedia("(scripting: enabled)").matches;
-    const busy = () => scripts && document.querySelector(".explorer:not([data-ready]), [aria-busy=true]");
+    const busy = () => document.querySelector(".explorer:not([data-ready]), [aria-busy=true]");
     const loads = (image) => !image.complete && image.loading !== "lazy";
     await document.fonts.ready;
     await window.MathJax?.startup?.promise;
     await frame();
     do await frame(); while (busy() || [...document.images].some(loads));
     await frame();
+    return true;
 }"""
+SCRIPTED = "matchMedia('(scripting: enabled)').matches"
 
 
 def find_browser() -> str | None:
@@ -69,7 +70,9 @@ class StillBrowser:
 
 def settle(page) -> None:
     """Wait until a page is complete and has drawn what was asked for; input that is on its way has arrived then."""
-    page.evaluate(COMPLETE)
+    page.wait_for_load_state("load")
+    if page.evaluate(SCRIPTED):  # elsewhere no frame is announced and no promise is kept
+        page.wait_for_function(COMPLETE)
 
 
 @contextmanager
