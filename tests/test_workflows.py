@@ -92,13 +92,17 @@ def test_only_the_weekly_run_is_of_all_tests():
     assert JOBS["newest.yml", "build"]["env"]["TESTS"] == "test-all" and "env" not in JOBS["book.yml", "build"]
     plans = {}
     for target in ("test", "test-all"):
-        planned = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, encoding="utf-8")
+        planned = subprocess.run(
+            ["make", "--no-print-directory", "--dry-run", target], cwd=ROOT, capture_output=True, encoding="utf-8"
+        )
         plans[target] = planned.stdout.strip().splitlines()[-1]
     assert plans["test-all"].split() == [*plans["test"].split(), "-m", '""']
 
 
 def test_lint_is_style_and_types_of_both_languages():
-    planned = subprocess.run(["make", "--dry-run", "lint"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    planned = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", "lint"], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     run = [line.removeprefix(".venv/bin/") for line in planned.stdout.splitlines() if line.startswith(".venv/bin/")]
     assert run[-4:] == ["ruff check .", "ruff format --check .", "mypy", "oxlint --deny-warnings ."]
 
