@@ -240,7 +240,8 @@ def _randomised(model: nn.Module, stage: Stage, seed: int, recipe: _Recipe) -> d
             if isinstance(old, nn.Parameter):
                 drawn.append((old, recipe.lone(member, old.cpu())))
                 continue
-            fresh = deepcopy(old).cpu()
+            # In the order of their indices: some versions of torch fill a tensor in the order of its memory.
+            fresh = deepcopy(old).cpu().to(memory_format=torch.contiguous_format)
             for name, holder in reversed(list(fresh.named_modules(prefix=member))):
                 recipe.redraw(holder, name)  # a parent's initialiser has the last word
             norms = [name for name, holder in fresh.named_modules() if isinstance(holder, NORMS)]

@@ -866,6 +866,17 @@ def test_a_seed_that_is_no_int_raises(scheme, seed):
 
 
 @scheme
+@pytest.mark.parametrize("init", ["reset", "uniform", "permute"])
+def test_weights_do_not_depend_on_the_layout_in_memory(scheme, init):
+    plain, turned = cnn(), cnn().to(memory_format=torch.channels_last)
+    pairs = zip(scheme(plain, seed=0, init=init), scheme(turned, seed=0, init=init), strict=True)
+    for (name, one), (same, other) in pairs:
+        assert name == same
+        for key, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+
+
+@scheme
 def test_an_option_that_does_not_exist_raises(scheme):
     with pytest.raises(ValueError, match="unknown option .colour.; known: stages"):
         scheme(small(), seed=0, colour="red")
