@@ -84,14 +84,14 @@ def test_menus_choose(explorers):
     cascade = explorers(CASCADE).first
     curve = cascade.locator("svg [data-part] path").first
     before = curve.get_attribute("d")
-    cascade.get_by_label("method").select_option("sobel")
+    cascade.get_by_label("method").select_option("Sobel edges")
     cascade.get_by_label("image").select_option(index=2)
     cascade.get_by_role("slider").press("End")
     for text in (status(cascade), cascade.get_by_alt_text("map when random").get_attribute("alt")):
-        assert "random down to conv1, method sobel, image 3" in text
+        assert "random down to conv1, method Sobel edges, image 3" in text
     assert curve.get_attribute("d") != before
     head, *rows = [row.locator("th, td").all_text_contents() for row in cascade.locator("tr").all()]
-    [row] = [dict(zip(head, row)) for row in rows if row[:2] == ["conv1", "sobel"] and row[2].startswith("3:")]
+    [row] = [dict(zip(head, row)) for row in rows if row[:2] == ["conv1", "Sobel edges"] and row[2].startswith("3:")]
     name = "rank correlation"
     assert f"{name} {row[name]} (floor: another image {row[f'{name}, floor: another image']}" in status(cascade)
 
