@@ -25,7 +25,7 @@ from nbclient.exceptions import CellControlSignal
 from nbformat import NotebookNode
 from rendering import CLAIM
 
-SECONDS, MEGABYTES = 120, 1500  # the budget of a chapter: of one core, or half as long where it has two to itself
+SECONDS, MEGABYTES = 60, 1500  # the budget of a chapter
 CELL_TIMEOUT = 900
 AT_ONCE = min(2, os.cpu_count() or 1)
 MOMENT = 0.05  # seconds between two looks at the kernels

@@ -394,7 +394,9 @@ def test_what_an_image_draws_does_not_depend_on_the_batch(name):
     options = {option: value for option, value in SMALL.items() if option in known}
     model, x, y = cnn().double(), images(4, dtype=torch.float64), targets(4)
     whole = method(model, x, y, seed=3, **options)
-    torch.testing.assert_close(method(model, x, y, seed=3, indices=range(4), **options), whole, rtol=1e-9, atol=1e-12)
+    fitted = name in ("lime", "kernel_shap")  # linear algebra rounds as it likes
+    exactly = {"rtol": 1e-9, "atol": 1e-12} if fitted else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(method(model, x, y, seed=3, indices=range(4), **options), whole, **exactly)
     turned = method(model, x.flip(0), y.flip(0), seed=3, indices=[3, 2, 1, 0], **options).flip(0)
     torch.testing.assert_close(turned, whole)
     for k in range(4):
