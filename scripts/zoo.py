@@ -1,0 +1,279 @@
+"""Does the package work on my network? Every method on about sixty architectures, each cell against its own reference.
+
+    python scripts/zoo.py                        all of them, on all cores; writes book/zoo.csv
+    python scripts/zoo.py ResNet-18 "Swin v2"    some, printed and not written
+
+A cell is `right` (the map agrees with a reference that shares no code with the package), `refused` (an error of the
+package's own that says why), `wrong` (a map that is not the method's), or `unclear` (any other error).
+"""
+
+import csv
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import zoo_references as references
+from saliency_sanity import randomization, saliency
+from saliency_sanity.sanity import parameter_randomization
+from torch import Tensor, nn
+from zoo_networks import NETWORKS, example, network
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "book/zoo.csv"
+PACKAGE = Path(saliency.__file__).resolve().parents[1]
+RIGHT, REFUSED, WRONG, UNCLEAR = "right", "refused", "wrong", "unclear"
+EXACT = 1e-6  # of the largest value, in float64: what rounding and a short secant may cost
+
+
+class Cell(NamedTuple):
+    """What came of a check: the outcome, the largest relative deviation where there is one, and a sentence."""
+
+    outcome: str
+    deviation: float | None
+    says: str
+
+
+class Subject(NamedTuple):
+    """What is explained: a network and images in float64, and the classes."""
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    targets: Tensor
+
+
+# ---------------------------------------------------------------- the methods, and what each is held against
+
+Judge = Callable[[Subject, Tensor], tuple[float, str]]
+
+
+def _same(reference: Callable[..., Tensor]) -> Judge:
+    def judge(subject: Subject, maps: Tensor) -> tuple[float, str]:
+        return references.deviation(maps, reference(subject.model, subject.images, subject.targets)), ""
+
+    return judge
+
+
+def _guided(subject: Subject, maps: Tensor) -> tuple[float, str]:
+    if not NETWORKS[subject.name].rectified:
+        return 1.0, "a map, although the network has activations that are no ReLU"
+    expected = references.guided_backprop(subject.model, subject.images, subject.targets)
+    return references.deviation(maps, expected), ""
+
+
+def _rescaled(subject: Subject, maps: Tensor) -> tuple[float, str]:
+    return references.deeplift(subject.model, subject.images, subject.targets, maps), ""
+
+
+def _relevance(subject: Subject, maps: Tensor) -> tuple[float, str]:
+    lost = references.lost_share(subject.model, subject.images, subject.targets, maps)
+    if lost > 1e-2:
+        return lost, "the relevance does not add up to the logit"
+    if not NETWORKS[subject.name].zennit:
+        return 0.0, ""
+    fine = saliency.lrp_epsilon(subject.model, subject.images, subject.targets, epsilon=1e-12)
+    return references.deviation(fine, references.lrp(subject.model, subject.images, subject.targets)), ""
+
+
+METHODS: dict[str, tuple[Callable[..., Tensor], Judge]] = {
+    "gradient": (saliency.gradient, _same(references.gradient)),
+    "integrated_gradients": (
+        partial(saliency.integrated_gradients, steps=4),
+        _same(partial(references.integrated_gradients, steps=4)),
+    ),
+    "smoothgrad": (
+        partial(saliency.smoothgrad, samples=4),
+        lambda subject, maps: references.smoothgrad(subject.model, subject.images, subject.targets, maps, 4),
+    ),
+    "guided_backprop": (saliency.guided_backprop, _guided),
+    "gradcam": (
+        saliency.gradcam,
+        lambda subject, maps: references.gradcam(subject.model, subject.images, subject.targets, maps),
+    ),
+    "deeplift": (saliency.deeplift, _rescaled),
+    "lrp_epsilon": (saliency.lrp_epsilon, _relevance),
+    "occlusion": (
+        partial(saliency.occlusion, window=24, stride=20),
+        _same(partial(references.occlusion, window=24, stride=20)),
+    ),
+}
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(": ")[0].partition(". ")[0].rstrip(".;:")
+
+
+def refusal(error: Exception) -> Cell:
+    """A clear refusal is a ValueError that the package itself raises; what comes from below it explains nothing."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    ours = place is not None and Path(place.tb_frame.f_code.co_filename).resolve().is_relative_to(PACKAGE)
+    if isinstance(error, ValueError) and ours:
+        return Cell(REFUSED, None, first_sentence(str(error)))
+    return Cell(UNCLEAR, None, f"{type(error).__name__}: {first_sentence(str(error))}"[:200])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def explained(subject: Subject, method: str) -> Cell:
+    """One method on one network."""
+    call, judge = METHODS[method]
+    try:
+        with quiet():
+            maps = call(subject.model, subject.images, subject.targets)
+    except Exception as error:
+        return refusal(error)
+    if not torch.isfinite(maps).all():
+        return Cell(WRONG, None, "the map has NaN or infinite values")
+    found, why = judge(subject, maps)
+    return Cell(RIGHT if found <= EXACT else WRONG, found, why)
+
+
+# ---------------------------------------------------------------- randomisation
+
+
+def stages(subject: Subject) -> Cell:
+    """How many stages the default plan has."""
+    try:
+        found = randomization.plan(subject.model, example=subject.images[:1]).stages
+    except Exception as error:
+        return refusal(error)
+    return Cell(RIGHT, None, str(len(found)))
+
+
+def cascade(subject: Subject) -> Cell:
+    """Whether all that runs is new after a full cascade, by two proofs that read no plan.
+
+    No tensor whose values matter is as trained; and of two networks that differ only in the order of their trained
+    weights the same seed makes the same network.
+    """
+    shuffled = references.shuffled(subject.model)
+    try:
+        with quiet():
+            new, twin = (
+                list(randomization.cascading(model, seed=0, example=subject.images[:1].float()))[-1][1].eval()
+                for model in (subject.model.float(), shuffled.float())
+            )
+    except Exception as error:
+        return refusal(error)
+    finally:
+        subject.model.double()
+    kept = references.as_trained(subject.model.float(), new, subject.images.float())
+    subject.model.double()
+    with torch.no_grad():
+        a, b = new(subject.images.float()), twin(subject.images.float())
+    if kept:
+        return Cell(WRONG, None, f"runs as trained: {', '.join(kept)}")
+    found = references.deviation(a, b)
+    return Cell(RIGHT, None, "") if found < 1e-2 else Cell(WRONG, found, "what the trained weights are is still seen")
+
+
+def randomised(subject: Subject) -> Cell:
+    """Whether the check of Gradient runs to the end, and the stages at which its similarity is undefined."""
+    try:
+        with quiet():
+            frame = parameter_randomization(
+                subject.model.float(),
+                subject.images.float(),
+                subject.targets,
+                methods=["gradient"],
+                metrics=["spearman"],
+                seeds=[0],
+                show_progress=False,
+            )
+    except Exception as error:
+        return refusal(error)
+    finally:
+        subject.model.double()
+    curve = frame[frame.role == "curve"]
+    undefined = curve[curve.similarity.isna()].layer.unique()
+    count = curve.stage.nunique() - 1
+    if len(undefined):
+        return Cell(WRONG, None, f"undefined at {len(undefined)} of {count} stages: {', '.join(undefined)}")
+    return Cell(RIGHT, None, f"{count} stages")
+
+
+RANDOMISATION: dict[str, Callable[[Subject], Cell]] = {"stages": stages, "cascade": cascade, "run": randomised}
+CHECKS = [*METHODS, *RANDOMISATION]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def subject(name: str) -> Subject:
+    """The network after it has predicted, which is what people do first; the classes are its best and its worst."""
+    model = network(name).double()
+    images = example(NETWORKS[name].pixels)
+    with torch.no_grad():
+        output = model(images)
+    logits = getattr(output, "logits", output)
+    return Subject(name, model, images.repeat(2, 1, 1, 1), torch.cat((logits.argmax(1), logits.argmin(1))))
+
+
+def cells(name: str) -> dict[str, Cell]:
+    """All checks of one network."""
+    torch.set_num_threads(1)
+    one = subject(name)
+    import time
+    out={}
+    for c in CHECKS:
+        t=time.process_time()
+        out[c]=explained(one, c) if c in METHODS else RANDOMISATION[c](one)
+        out[c]=out[c]._replace(says=out[c].says+f"   [{time.process_time()-t:.1f}s]")
+    return out
+
+
+def magnitude(value: float | None) -> str:
+    """The power of ten at or above a deviation: its digits are another machine's rounding."""
+    if value is None:
+        return ""
+    return next((f"1e{power}" for power in range(-16, 3) if value <= 10.0**power), "more")
+
+
+COLUMNS = ["library", "network", "pixels", "check", "outcome", "deviation", "says"]
+
+
+def rows(name: str, found: dict[str, Cell]) -> list[list[str]]:
+    """The lines of the table for one network."""
+    of = NETWORKS[name]
+    where = [f"{of.library} {version(of.library)}", name, str(of.pixels)]
+    return [[*where, check, one.outcome, magnitude(one.deviation), one.says] for check, one in found.items()]
+
+
+def main(names: list[str]) -> None:
+    if unknown := set(names) - set(NETWORKS):
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}.")
+    print(", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers")))
+    wanted = names or list(NETWORKS)
+    table = []
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), os.nice, (19,)) as pool:
+        for name, found in zip(wanted, pool.map(cells, wanted)):
+            print(name, flush=True)
+            for check, one in found.items():
+                print(f"  {check:22s}{one.outcome:9s}{magnitude(one.deviation):8s}{one.says}", flush=True)
+            table += rows(name, found)
+    if not names:
+        with FILE.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
