@@ -34,6 +34,7 @@ import blind_test_page
 import nbformat
 import references
 import scorecard
+import zoo_page
 from address import pages, repository
 from cache import digest, surroundings
 from made import made
@@ -141,6 +142,7 @@ def generated(
             "scorecard: claims": scorecard.claims(claimed),
             "scorecard: dropped": scorecard.dropped(claimed),
         },
+        Path("book/zoo.md"): zoo_page.parts(root),
         Path("book/api.md"): {"api: reference": api_reference.reference(root)},
         Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
     }

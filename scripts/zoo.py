@@ -1,7 +1,7 @@
 """Does the package work on my network? Every method on about sixty architectures, each cell against its own reference.
 
-    python scripts/zoo.py                        all of them, on all cores; writes book/zoo.csv
-    python scripts/zoo.py ResNet-18 "Swin v2"    some, printed and not written
+    python scripts/zoo.py                        all of them, on all cores, into book/zoo.csv
+    python scripts/zoo.py ResNet-18 "Swin v2"    some of them, in the place of their old rows
 
 A cell is `right` (the map agrees with a reference that shares no code with the package), `refused` (an error of the
 package's own that says why), `wrong` (a map that is not the method's), or `unclear` (any other error).
@@ -43,7 +43,7 @@ class Cell(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is explained: a network and images in float64, and the classes."""
+    """What is explained: a network, images and classes."""
 
     name: str
     model: nn.Module
@@ -87,12 +87,12 @@ def _relevance(subject: Subject, maps: Tensor) -> tuple[float, str]:
 METHODS: dict[str, tuple[Callable[..., Tensor], Judge]] = {
     "gradient": (saliency.gradient, _same(references.gradient)),
     "integrated_gradients": (
-        partial(saliency.integrated_gradients, steps=4),
-        _same(partial(references.integrated_gradients, steps=4)),
+        partial(saliency.integrated_gradients, steps=3),
+        _same(partial(references.integrated_gradients, steps=3)),
     ),
     "smoothgrad": (
-        partial(saliency.smoothgrad, samples=4),
-        lambda subject, maps: references.smoothgrad(subject.model, subject.images, subject.targets, maps, 4),
+        partial(saliency.smoothgrad, samples=2),
+        lambda subject, maps: references.smoothgrad(subject.model, subject.images, subject.targets, maps, 2),
     ),
     "guided_backprop": (saliency.guided_backprop, _guided),
     "gradcam": (
@@ -162,28 +162,24 @@ def stages(subject: Subject) -> Cell:
 def cascade(subject: Subject) -> Cell:
     """Whether all that runs is new after a full cascade, by two proofs that read no plan.
 
-    No tensor whose values matter is as trained; and of two networks that differ only in the order of their trained
-    weights the same seed makes the same network.
+    No tensor that decides the logits is as trained; and of two networks that differ only in the order of their
+    trained weights, the same seed makes the same network.
     """
-    shuffled = references.shuffled(subject.model)
+    twin = references.shuffle(network(subject.name))
+    references.outputs(twin, subject.images)  # as of the subject, which may keep something of it
     try:
         with quiet():
-            new, twin = (
-                list(randomization.cascading(model, seed=0, example=subject.images[:1].float()))[-1][1].eval()
-                for model in (subject.model.float(), shuffled.float())
+            new, other = (
+                list(randomization.cascading(model, seed=0, example=subject.images[:1]))[-1][1].eval()
+                for model in (subject.model, twin)
             )
     except Exception as error:
         return refusal(error)
-    finally:
-        subject.model.double()
-    kept = references.as_trained(subject.model.float(), new, subject.images.float())
-    subject.model.double()
-    with torch.no_grad():
-        a, b = new(subject.images.float()), twin(subject.images.float())
-    if kept:
+    if kept := references.as_trained(subject.model, new, subject.images):
         return Cell(WRONG, None, f"runs as trained: {', '.join(kept)}")
-    found = references.deviation(a, b)
-    return Cell(RIGHT, None, "") if found < 1e-2 else Cell(WRONG, found, "what the trained weights are is still seen")
+    with torch.no_grad():
+        found = references.deviation(*(references.outputs(model, subject.images) for model in (new, other)))
+    return Cell(RIGHT, None, "") if found < 1e-2 else Cell(WRONG, found, "the trained weights still show")
 
 
 def randomised(subject: Subject) -> Cell:
@@ -191,8 +187,8 @@ def randomised(subject: Subject) -> Cell:
     try:
         with quiet():
             frame = parameter_randomization(
-                subject.model.float(),
-                subject.images.float(),
+                subject.model,
+                subject.images,
                 subject.targets,
                 methods=["gradient"],
                 metrics=["spearman"],
@@ -201,8 +197,6 @@ def randomised(subject: Subject) -> Cell:
             )
     except Exception as error:
         return refusal(error)
-    finally:
-        subject.model.double()
     curve = frame[frame.role == "curve"]
     undefined = curve[curve.similarity.isna()].layer.unique()
     count = curve.stage.nunique() - 1
@@ -218,26 +212,27 @@ CHECKS = [*METHODS, *RANDOMISATION]
 # ---------------------------------------------------------------- the table
 
 
-def subject(name: str) -> Subject:
-    """The network after it has predicted, which is what people do first; the classes are its best and its worst."""
-    model = network(name).double()
-    images = example(NETWORKS[name].pixels)
-    with torch.no_grad():
-        output = model(images)
-    logits = getattr(output, "logits", output)
-    return Subject(name, model, images.repeat(2, 1, 1, 1), torch.cat((logits.argmax(1), logits.argmin(1))))
+@torch.no_grad()
+def subject(name: str, dtype: torch.dtype = torch.float64) -> Subject:
+    """A network that has predicted, which is what people do first.
+
+    One image is explained by its largest logit, the other by its smallest.
+    """
+    model, images = network(name).to(dtype), example(NETWORKS[name].pixels).to(dtype)
+    logits = references.outputs(model, images)
+    return Subject(name, model, images, torch.stack((logits[0].argmax(), logits[1].argmin())))
 
 
 def cells(name: str) -> dict[str, Cell]:
-    """All checks of one network."""
+    """All checks of one network: of maps in double precision, of randomised copies in single."""
     torch.set_num_threads(1)
-    one = subject(name)
     import time
     out={}
     for c in CHECKS:
+        one = subject(name, torch.float64 if c in METHODS else torch.float32) if c in ("gradient", "stages") else one
         t=time.process_time()
         out[c]=explained(one, c) if c in METHODS else RANDOMISATION[c](one)
-        out[c]=out[c]._replace(says=out[c].says+f"   [{time.process_time()-t:.1f}s]")
+        print("   ", name, c, f"[{time.process_time()-t:.1f}s]", out[c], flush=True)
     return out
 
 
@@ -258,21 +253,30 @@ def rows(name: str, found: dict[str, Cell]) -> list[list[str]]:
     return [[*where, check, one.outcome, magnitude(one.deviation), one.says] for check, one in found.items()]
 
 
+def store(found: dict[str, dict[str, Cell]], file: Path = FILE) -> None:
+    """Put the networks that were run into the stored table, in its order; the others stay as they are."""
+    lines: dict[str, list[list[str]]] = {}
+    if file.exists():
+        with file.open(encoding="utf-8", newline="") as old:
+            for line in list(csv.reader(old))[1:]:
+                lines.setdefault(line[1], []).append(line)
+    lines |= {name: rows(name, one) for name, one in found.items()}
+    with file.open("w", encoding="utf-8", newline="") as new:
+        table = [line for name in NETWORKS for line in lines.get(name, [])]
+        csv.writer(new, lineterminator="\n").writerows([COLUMNS, *table])
+
+
 def main(names: list[str]) -> None:
     if unknown := set(names) - set(NETWORKS):
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}.")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "transformers")))
     wanted = names or list(NETWORKS)
-    table = []
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), os.nice, (19,)) as pool:
         for name, found in zip(wanted, pool.map(cells, wanted)):
             print(name, flush=True)
             for check, one in found.items():
                 print(f"  {check:22s}{one.outcome:9s}{magnitude(one.deviation):8s}{one.says}", flush=True)
-            table += rows(name, found)
-    if not names:
-        with FILE.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
+            store({name: found})
 
 
 if __name__ == "__main__":

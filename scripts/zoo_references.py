@@ -22,6 +22,12 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     return float(torch.where(gap == 0, gap, gap / size).amax())
 
 
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits, also of a model that returns an object that holds them."""
+    found = model(images)
+    return getattr(found, "logits", found)
+
+
 def logits_of(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return model(images)[torch.arange(len(images)), targets]
 
@@ -287,7 +293,7 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
                 same += [call] * (found < 1e-9)
     if not same:
         return closest, "no output of a module has this Grad-CAM"
-    others = images.flip(0, 3)
+    others = images.flip(0)
 
     @torch.no_grad()
     def held(call: tuple[str, int]) -> bool:
@@ -310,26 +316,30 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
 # ---------------------------------------------------------------- randomised copies
 
 
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training moves: weights, and the statistics of norms."""
+    statistics = {name: values for name, values in model.named_buffers() if "running_" in name}
+    return dict(model.named_parameters()) | statistics
+
+
 @torch.no_grad()
-def shuffled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy with the values of each weight in another order: the same widths, another function."""
-    other, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    for weight in [*other.parameters(), *(b for n, b in other.named_buffers() if "running" in n)]:
+def shuffle(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model, the values of each weight now in another order: the same widths, another function."""
+    draw = torch.Generator().manual_seed(seed)
+    for weight in _trained(model).values():
         weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=draw)].view_as(weight))
-    return other
+    return model
 
 
 @torch.no_grad()
 def as_trained(trained: nn.Module, copied: nn.Module, images: Tensor) -> list[str]:
-    """The weights and statistics of a copy that have the trained values and decide its logits."""
-    before = dict(trained.named_parameters()) | dict(trained.named_buffers())
-    after = dict(copied.named_parameters()) | dict(copied.named_buffers())
-    logits, found = copied(images), []
-    for name, values in after.items():
-        if values.is_floating_point() and torch.equal(values, before[name]):
-            old = values.clone()
-            values.add_(0.5 * values.abs().mean() + 0.1)
-            if not torch.equal(copied(images), logits):
+    """The weights and statistics of a copy that have the trained values, of those that decide the logits."""
+    before, logits, found = _trained(trained), outputs(trained, images), []
+    for name, values in _trained(copied).items():
+        if torch.equal(values, before[name]):
+            old = before[name].clone()
+            before[name].add_(0.5 * old.abs().mean() + 0.1)
+            if not torch.equal(outputs(trained, images), logits):
                 found.append(name)
-            values.copy_(old)
+            before[name].copy_(old)
     return found
