@@ -19,6 +19,28 @@ def all_tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+class _Detaching(TorchFunctionMode):
+    """Copies results of a pass, which `copy.deepcopy` refuses, without their graph."""
+
+    def __init__(self, memo: dict):
+        super().__init__()
+        self.memo = memo
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            if id(args[0]) not in self.memo:
+                self.memo[id(args[0])] = args[0].detach().clone()
+            return self.memo[id(args[0])]
+        return func(*args, **(kwargs or {}))
+
+
+def copied(value: Any, memo: dict | None = None) -> Any:
+    """`copy.deepcopy` of a model or a part of one, also where it has kept activations of a pass."""
+    memo = {} if memo is None else memo
+    with torch.no_grad(), _Detaching(memo):
+        return deepcopy(value, memo)
+
+
 def named_tensors(model: nn.Module, *, recurse: bool = True) -> dict[str, Tensor]:
     """What stages are known by: the parameters, and the means that norm layers keep, by all their names."""
     parameters = model.named_parameters(recurse=recurse, remove_duplicate=False)
@@ -78,20 +100,21 @@ def _traced_order(model: nn.Module) -> list[int]:
             "the order in which this model's layers run could not be traced "
             f"({type(error).__name__}); pass a batch of inputs as example=."
         ) from error
+    everything = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     order: dict[int, None] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            order |= dict.fromkeys(map(id, held_by_name(model, node.target).values()))
+            order |= dict.fromkeys(id(t) for n, t in everything.items() if f"{n}.".startswith(f"{node.target}."))
     return list(order)
 
 
 def order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
-    """Identities of the tensors (`named_tensors`) in the order in which they first take part in a pass."""
+    """Identities of parameters and buffers in the order in which they first take part in a pass."""
     with evaluating(model):
         if example is None:
             return _traced_order(model)
         order: dict[int, None] = {}
-        with torch.no_grad(), Uses(named_tensors(model).values(), lambda used: order.setdefault(used)):
+        with torch.no_grad(), Uses(all_tensors(model), lambda used: order.setdefault(used)):
             model(example.clone())
         return list(order)
 
@@ -228,7 +251,7 @@ def _caches(model: nn.Module, places: list[Place], example: Tensor) -> Fresh:
 
 
 @torch.inference_mode(False)
-def private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, Fresh, list[int]]:
+def private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, Fresh, list[int], list[str]]:
     """A copy that uses nothing of the caller's, what it must forget, and the order in which its tensors run.
 
     One pass of `example` shows that; what an earlier pass has left in a cache, and with it the trained weights,
@@ -240,11 +263,11 @@ def private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, F
         The copy cannot be made, uses a tensor of the original, or a parameter that is not registered.
     """
     try:
-        private = deepcopy(model)
+        private = copied(model)
     except Exception as error:
         raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
     if example is None:
-        return private, {}, order_of_use(private, None)
+        return private, {}, order_of_use(private, None), []
     with _Watch() as watch:
         order = order_of_use(private, example)
     tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
@@ -263,7 +286,8 @@ def private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, F
     if fresh:
         refresh(private, fresh)
         order = order_of_use(private, example)
-    return private, fresh, order
+    constant = [place.path for place, _ in held if (place.module, place.attribute) not in fresh]
+    return private, fresh, order, constant
 
 
 def held_by_name(model: nn.Module, member: str) -> dict[str, Tensor]:

@@ -4,17 +4,19 @@ A *stage* is a piece of the model that is randomised at once (`stages`); stages 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from inspect import signature
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .dataflow import Flow
 from .device import generator
 from .model_state import Uses, private_copy
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
-from .recipes import Recipe, assembled, randomised, recalibrate
-from .stages import Plan, Stage, plan, planned
+from .recipes import Recipe, assembled, drawn, recalibrate
+from .stages import Plan, Stage, planned
 
 __all__ = ["SCHEMES", "Plan", "Stage", "Uses", "cascading", "independent", "plan"]
 
@@ -25,6 +27,27 @@ CHOICES = {
     "batch_norm": ("reset", "keep", "recalibrate"),
     "order": ("top_down", "bottom_up"),
 }
+
+
+def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None) -> Plan:
+    """The stages of `model` from the output to the input, and what is not randomised.
+
+    Parameters
+    ----------
+    stages : None takes the children that hold parameters, `nn.Sequential` opened, and so are networks among them
+        (a backbone, an encoder): what runs one after the other inside them. What a skip bridges, like the block of a
+        residual network or a transformer, stays whole. `"layers"` goes down to single layers. In both, a norm joins
+        the layer before it, and a lone parameter (class token, position table) is a stage. A list of names is taken
+        as given.
+    example : a batch of inputs to run a few times in eval mode; None traces the model with `torch.fx`.
+
+    Raises
+    ------
+    ValueError
+        Unknown or overlapping names, a weight shared by two stages, nothing to randomise, a model that cannot be
+        copied or traced, or one that keeps what it computed from its weights where it cannot be emptied.
+    """
+    return Redraws(model, scheme="cascading", seed=0, stages=stages, example=example).plan
 
 
 class Step(NamedTuple):
@@ -67,13 +90,20 @@ class Redraws:
         if batch_norm != "recalibrate" and calibration is not None:
             raise ValueError("calibration= is used with batch_norm='recalibrate' only.")
         seeds = generator(seed)
-        self.private, self.fresh, order_in_use = private_copy(model, example)
-        found = planned(self.private, order_in_use, stages).stages
-        draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
-        self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
+        self.private, self.fresh, self.order_in_use, constant = private_copy(model, example)
+        self.found = planned(self.private, self.order_in_use, Flow(self.private, example), stages, constant)
+        draws = torch.randint(2**62, (len(self.found.stages),), generator=seeds).tolist()
+        self.steps = list(zip(self.found.stages, draws))[:: -1 if order == "bottom_up" else 1]
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is randomised and what is not, known once every stage has been drawn."""
+        all_drawn = [drawn(self.private, stage, self.order_in_use, draw, self.recipe) for stage, draw in self.steps]
+        fallback, kept = ([name for one in all_drawn for name in names] for names in list(zip(*all_drawn))[1:])
+        return self.found._replace(fallback=list(fallback), kept=list(kept), batch_norm=self.recipe.batch_norm)
 
     def _new_tensors(self) -> Iterator[tuple[str, dict[int, Tensor]]]:
         new: dict[int, Tensor] = {}
@@ -81,7 +111,7 @@ class Redraws:
         for stage, draw in self.steps:
             if not self.cumulative:
                 new, members = {}, ()
-            new = new | randomised(self.private, stage, draw, self.recipe)
+            new = new | drawn(self.private, stage, self.order_in_use, draw, self.recipe).new
             members += stage.members
             if self.recipe.batch_norm == "recalibrate" and self.recipe.calibration is not None:
                 measured = assembled(self.private, new, self.fresh)

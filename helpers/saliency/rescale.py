@@ -94,6 +94,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
 
     Right for activations and max-pooling as modules or functions, in place and re-used. Signed maps
     `(N, C, H, W)`, in logits; those of an image add up to f(x) - f(baseline). Shrikumar et al. (2017).
+    An image and its baseline share a pass: it takes `batch_size` of both together, at least one pair.
 
     Raises
     ------
@@ -102,10 +103,10 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
         not add up.
     """
     images, maps = images.detach(), []
-    pairs = torch.stack((images, starting_point(baseline, images).detach()), 1)
+    starts = starting_point(baseline, images)
     with explaining(model):
-        for part in chunks(len(pairs), pairs):
-            leaf, start = pairs[part, 0].clone().requires_grad_(), pairs[part, 1]
+        for part in chunks(len(images), images, each=2):
+            leaf, start = images[part].clone().requires_grad_(), starts[part]
             both = torch.cat((leaf, start))
             with _Rescale(len(leaf)):
                 logits = chosen_logits(model, both, targets[part].repeat(2))

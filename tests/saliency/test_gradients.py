@@ -172,14 +172,15 @@ def test_noise_of_no_size_leaves_the_plain_method(x, y):
 
 
 class Recorder(nn.Module):
-    """Keeps what it is shown; the logit is half the sum of squares, so that its gradient is the input."""
+    """Keeps what it is differentiated at; the logit is half the sum of squares: its gradient is the input."""
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
     def forward(self, x):
-        self.seen.append(x.detach().clone())
+        if x.requires_grad:
+            self.seen.append(x.detach().clone())
         return x.square().sum((1, 2, 3))[:, None] / 2
 
 
