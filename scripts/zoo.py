@@ -214,13 +214,10 @@ CHECKS = [*METHODS, *RANDOMISATION]
 
 @torch.no_grad()
 def subject(name: str, dtype: torch.dtype = torch.float64) -> Subject:
-    """A network that has predicted, which is what people do first.
-
-    One image is explained by its largest logit, the other by its smallest.
-    """
+    """A network that has predicted, which is what people do first, and whose predictions are explained."""
     model, images = network(name).to(dtype), example(NETWORKS[name].pixels).to(dtype)
     logits = references.outputs(model, images)
-    return Subject(name, model, images, torch.stack((logits[0].argmax(), logits[1].argmin())))
+    return Subject(name, model, images, logits.argmax(1))
 
 
 def cells(name: str) -> dict[str, Cell]:

@@ -114,7 +114,7 @@ class _Secant(torch.autograd.Function):
             at = image.detach().requires_grad_()
             (slope,) = torch.autograd.grad(ctx.call(at).sum(), at)
         run = image - baseline
-        flat = run.abs() < 1e-6
+        flat = run.abs() < 1e-10
         sent = above.chunk(2)[0] * torch.where(flat, slope, (up - low) / torch.where(flat, 1.0, run))
         return torch.cat((sent, torch.zeros_like(sent))), None
 
@@ -133,10 +133,10 @@ class _SecantOfMaximum(torch.autograd.Function):
         (image, baseline), (up, low), places = (saved.chunk(2) for saved in ctx.saved_tensors)
         run, top = (image - baseline).flatten(2), torch.maximum(up, low)
         sent = torch.zeros_like(run)
-        for place, rise in zip(places, (top - low, up - top)):
+        for place, rise, slope in zip(places, (top - low, up - top), (1.0, 0.0)):
             place, width = place.flatten(2), run.gather(2, place.flatten(2))
-            share = above.chunk(2)[0].flatten(2) * rise.flatten(2) / torch.where(width == 0, 1.0, width)
-            sent.scatter_add_(2, place, share * (width != 0))
+            line = torch.where(width.abs() < 1e-10, slope, rise.flatten(2) / width)  # as captum, the slope where flat
+            sent.scatter_add_(2, place, above.chunk(2)[0].flatten(2) * line)
         sent = sent.view_as(image)
         return torch.cat((sent, torch.zeros_like(sent))), None
 
