@@ -1,15 +1,18 @@
 """Sanity checks for saliency maps: does an explanation of a neural network depend on the network at all?
 
 `sanity` runs the tests, `saliency` has the methods, `similarity` the metrics, `randomization` the ruined copies.
-The modules load when they are first used.
+`check_model` says whether a model can be explained, and `Wrapped` makes one of it that can. All load when first used.
 """
 
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.2.0.dev0"
 
+_FROM = {"Wrapped": "wrapper", "check_model": "checks"}
+
 __all__ = [
+    "Wrapped",
+    "check_model",
     "device",
     "edges",
     "followups",
@@ -23,7 +26,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str):
+    if name in _FROM:
+        return getattr(import_module(f"{__name__}.{_FROM[name]}"), name)
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import check_example
 from .dataflow import Flow
 from .device import generator
 from .model_state import Uses, private_copy
@@ -47,6 +48,7 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
         Unknown or overlapping names, a weight shared by two stages, nothing to randomise, a model that cannot be
         copied or traced, or one that keeps what it computed from its weights where it cannot be emptied.
     """
+    check_example(model, example)
     return Redraws(model, scheme="cascading", seed=0, stages=stages, example=example).plan
 
 
@@ -168,12 +170,14 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
         An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
     """
     check_options(options)
+    check_example(model, options.get("example"))
     return Redraws(model, scheme="cascading", seed=seed, **options).copies()
 
 
 def independent(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise one stage at a time, all others as trained; options and errors as in `cascading`."""
     check_options(options)
+    check_example(model, options.get("example"))
     return Redraws(model, scheme="independent", seed=seed, **options).copies()
 
 
