@@ -266,7 +266,7 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
     """Which outputs of modules have this Grad-CAM, and whether one of them is a sound place for it.
 
     All that the logits know of the image must be in it: with that output held at what it was for other images, the
-    logits are theirs. And it must be late: no weights are to work on a grid of places after it.
+    logits are theirs. And it must be late: weights that run after it lead to no other such output.
     """
     kept: dict[tuple[str, int], Tensor] = {}
 
@@ -305,11 +305,12 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
     sound = [call for call in dict.fromkeys(same) if held(call)]
     if not sound:
         return 1.0, f"the logits know more of the image than {same[0][0]} does"
-    modules, order = dict(model.named_modules()), list(kept)
-    for name, run in order[order.index(sound[-1]) + 1 :]:
-        weighs = any(weight.ndim > 1 for weight in modules[name].parameters(recurse=False))
-        if weighs and any(True for _ in _grids(kept[name, run])):
-            return 1.0, f"{sound[-1][0]} comes early: {name} still works on a grid of places"
+    modules, order, weighed = dict(model.named_modules()), list(kept), False
+    for later in order[order.index(sound[-1]) + 1 :]:
+        if any(True for _ in _grids(kept[later])):
+            weighed |= any(weight.ndim > 1 for weight in modules[later[0]].parameters(recurse=False))
+            if weighed and held(later):
+                return 1.0, f"{sound[-1][0]} comes early: {later[0]} has a grid of places, too"
     return closest, f"at {sound[-1][0]}"
 
 
