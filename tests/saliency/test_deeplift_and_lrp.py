@@ -144,10 +144,12 @@ def deeplift_by_hand(model, x, target, baseline):
 
 
 def shared_out(contributions, relevance, epsilon=1e-6):
-    """Relevance of the inputs, in proportion to `contributions` `(outputs, inputs)`."""
+    """Relevance of the inputs, in proportion to `contributions` `(outputs, inputs)`.
+
+    `epsilon` counts in root mean squares of the outputs."""
     total = contributions.sum(1)
-    sign = torch.where(total < 0, -1.0, 1.0)
-    return (contributions * (relevance / (total + epsilon * sign))[:, None]).sum(0)
+    shift = epsilon * total.square().mean().sqrt() * torch.where(total < 0, -1.0, 1.0)
+    return (contributions * torch.where(total + shift == 0, 0, relevance / (total + shift))[:, None]).sum(0)
 
 
 def epsilon_rule(weights, x, relevance):
@@ -686,7 +688,7 @@ def test_an_overflow_is_an_error():
     with torch.no_grad():
         for layer in layers:
             layer.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), layer.bias.fill_(1.0)
-    with pytest.raises(ValueError, match="the relevance overflows"):
+    with pytest.raises(ValueError, match="relevance overflows in 1 of 1 images"):
         lrp_epsilon(nn.Sequential(nn.Flatten(), *layers), torch.ones(1, 1, 1, 2), torch.tensor([0]))
 
 
