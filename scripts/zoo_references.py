@@ -266,7 +266,8 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
     """Which outputs of modules have this Grad-CAM, and whether one of them is a sound place for it.
 
     All that the logits know of the image must be in it: with that output held at what it was for other images, the
-    logits are theirs. And it must be late: weights that run after it lead to no other such output.
+    logits are theirs. And it must be late: weights that run after it lead to no other such output of which the logits
+    use the places. (Behind the last block of a transformer they may use the class token alone.)
     """
     kept: dict[tuple[str, int], Tensor] = {}
 
@@ -307,7 +308,9 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> 
         return 1.0, f"the logits know more of the image than {same[0][0]} does"
     modules, order, weighed = dict(model.named_modules()), list(kept), False
     for later in order[order.index(sound[-1]) + 1 :]:
-        if any(True for _ in _grids(kept[later])):
+        output = kept[later]
+        counts = output.grad is not None and any(grid(output.grad).any() for grid in _grids(output))
+        if counts:
             weighed |= any(weight.ndim > 1 for weight in modules[later[0]].parameters(recurse=False))
             if weighed and held(later):
                 return 1.0, f"{sound[-1][0]} comes early: {later[0]} has a grid of places, too"
