@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .model_state import all_tensors, leaves, only_looks, plain_places
-from .randomization import STATISTICS
 from .saliency.passes import OnePass, explaining
+from .stages import STATISTICS
 
 NUMBERS_AND_NAMES = (bool, int, float, complex, str, type(None), type(...))
 KINDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)

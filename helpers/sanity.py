@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
+from .checks import check_input
 from .device import generator, progress, seed_of
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import check_input, chunks, one_pass_of
+from .saliency.passes import chunks, one_pass_of
 
 COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .backprop_rules import guided_backprop
 from .backward_graph import gradient_or_zeros
-from .passes import check_input, chosen_logits, chunks, explaining
+from .passes import chosen_logits, chunks, explaining, explains
 
 
 def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
@@ -44,6 +44,7 @@ def _layer(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> n
     raise ValueError(f"layer {layer!r} is not part of this model; its layers: {known}.")
 
 
+@explains
 def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
     """Grad-CAM: activations of a layer weighted by their mean gradient, rectified, stretched to image size.
 
@@ -55,7 +56,6 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | n
     ValueError
         The model has no convolution, or the layer is unknown, does not run, or has no spatial output.
     """
-    check_input(images, targets)
     module = _layer(model, images, layer)
     kept = []
 
@@ -82,6 +82,7 @@ def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | n
     return torch.cat(maps)
 
 
+@explains
 def guided_gradcam(
     model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None
 ) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import edges
+from ..checks import check_input
 from ..device import generator, seed_of
-from .passes import check_input, places
+from .passes import places
 
 
 def sobel(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

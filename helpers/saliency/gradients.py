@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import batches, generator, seed_of
-from .passes import VALUES_A_PASS, OnePass, check_input, chunks, explaining, gradient_of_logits, places, starting_point
+from .passes import VALUES_A_PASS, OnePass, chunks, explaining, explains, gradient_of_logits, places, starting_point
 
 
 @OnePass()
@@ -53,6 +53,7 @@ def _over_samples(
     return torch.stack(maps)
 
 
+@explains
 def integrated_gradients(
     model: nn.Module, images: Tensor, targets: Tensor, *, steps: int = 50, baseline: float | Tensor = 0.0
 ) -> Tensor:
@@ -61,7 +62,6 @@ def integrated_gradients(
     Gauss-Legendre quadrature with `steps` nodes. Signed maps `(N, C, H, W)`, in logits; they add up to
     f(x) - f(baseline) as `steps` grows. Sundararajan et al. (2017).
     """
-    check_input(images, targets)
     if steps < 1:
         raise ValueError(f"at least one step is needed, got {steps}.")
     start, images = starting_point(baseline, images), images.detach()
@@ -79,6 +79,7 @@ def integrated_gradients(
     return (images - start) * mean
 
 
+@explains
 def expected_gradients(
     model: nn.Module,
     images: Tensor,
@@ -95,7 +96,6 @@ def expected_gradients(
     `smoothgrad`. Signed maps `(N, C, H, W)`, in logits.
     Erion et al. (2021).
     """
-    check_input(images, targets)
     if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
         raise ValueError(
             f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
@@ -133,6 +133,7 @@ def _noisy(
     return sample
 
 
+@explains
 def smoothgrad(
     model: nn.Module,
     images: Tensor,
@@ -148,10 +149,10 @@ def smoothgrad(
     `sigma` is the noise's standard deviation as a share of max - min of each image. Image i's noise follows from
     `seed` and `indices[i]`, its place in the whole set (None: 0, 1, ...), whatever the batch. Signed `(N, C, H, W)`.
     """
-    check_input(images, targets)
     return _over_samples(model, images, targets, samples, _noisy(images, samples, sigma, seed, indices))
 
 
+@explains
 def smoothgrad_squared(
     model: nn.Module,
     images: Tensor,
@@ -163,11 +164,11 @@ def smoothgrad_squared(
     indices: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean squared gradient over noisy copies of the input; Hooker et al. (2019). `(N, C, H, W)` >= 0."""
-    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda gradients, _: gradients.square().mean(0))
 
 
+@explains
 def vargrad(
     model: nn.Module,
     images: Tensor,
@@ -182,11 +183,11 @@ def vargrad(
 
     Maps `(N, C, H, W)` >= 0. With the same seed, SmoothGrad-squared = VarGrad + SmoothGrad x SmoothGrad.
     """
-    check_input(images, targets)
     noisy = _noisy(images, samples, sigma, seed, indices)
     return _over_samples(model, images, targets, samples, noisy, lambda g, _: g.var(0, correction=0))
 
 
+@explains
 def smoothgrad_integrated_gradients(
     model: nn.Module,
     images: Tensor,
@@ -203,7 +204,6 @@ def smoothgrad_integrated_gradients(
 
     Takes `samples` x `steps` passes an image. Signed maps `(N, C, H, W)`, in logits.
     """
-    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     start, noisy = starting_point(baseline, images), _noisy(images, samples, sigma, seed, indices)

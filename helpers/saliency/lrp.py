@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from .passes import explains
+
 if TYPE_CHECKING:
     from zennit.core import Hook
 
@@ -23,6 +25,7 @@ def _zennit() -> tuple[ModuleType, ModuleType]:
     return rules, import_module(".lrp_rules", __package__)
 
 
+@explains
 def lrp_epsilon(
     model: nn.Module,
     images: Tensor,
@@ -60,6 +63,7 @@ def lrp_epsilon(
     )
 
 
+@explains
 def lrp_alpha_beta(
     model: nn.Module, images: Tensor, targets: Tensor, *, alpha: float = 2.0, beta: float = 1.0
 ) -> Tensor:
@@ -76,6 +80,7 @@ def lrp_alpha_beta(
     return engine.propagate(model, images, targets, lambda layer, first: rule)
 
 
+@explains
 def lrp_composite(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """LRP by zennit's composite EpsilonAlpha2Beta1Flat; Kohlbrenner et al. (2020).
 

@@ -16,7 +16,7 @@ from zennit.layer import Sum
 from zennit.rules import Norm, Pass
 
 from .backward_graph import MOVES, gradient_or_zeros, refuse_unknown_steps
-from .passes import check_input, chosen_logits, chunks, explaining
+from .passes import chosen_logits, chunks, explaining
 
 POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -159,7 +159,6 @@ def propagate(
     with_biases: bool = False,
 ) -> Tensor:
     """Relevance of the target logit, `(N, C, H, W)`, under `rule(layer, whether it runs first)`."""
-    check_input(images, targets)
     images, maps = images.detach(), []
     # A constant that is added is a bias: all relevance passes it only where biases are left out.
     constants = {"mul", "mul_", "div", "div_"} | (set() if with_biases else {"add", "add_", "sub", "sub_"})

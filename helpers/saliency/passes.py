@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial, wraps
+from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_input, check_model
 from ..device import batches
 from ..inference import evaluating
 from .backward_graph import gradient_or_zeros
@@ -14,28 +17,56 @@ from .backward_graph import gradient_or_zeros
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
 
 
+_AT_MOST: ContextVar[int | None] = ContextVar("images a pass at most", default=None)
+_CHECKED: ContextVar[bool] = ContextVar("the models at hand were checked", default=False)
+
+
+@contextmanager
+def at_most(batch_size: int | None) -> Iterator[None]:
+    """Inside the block a pass of a model takes at most so many images; None leaves it as it is."""
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be a whole number of images, at least 1, or None; got {batch_size!r}.")
+    token = _AT_MOST.set(_AT_MOST.get() if batch_size is None else batch_size)
+    try:
+        yield
+    finally:
+        _AT_MOST.reset(token)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Inside the block methods take models as checked: whoever runs many copies of one has checked that one."""
+    token = _CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
+
+
 def chunks(count: int, images: Tensor) -> Iterator[slice]:
     """Slices of `range(count)`, each small enough for one pass at the size of `images[0]`."""
-    return batches(count, max(1, VALUES_A_PASS // images[0].numel()))
+    size = max(1, VALUES_A_PASS // images[0].numel())
+    return batches(count, min(size, _AT_MOST.get() or size))
 
 
-def check_input(images: Tensor, targets: Tensor) -> None:
-    """Raise unless `images` is a finite float `(N, C, H, W)` and `targets` an int64 `(N,)`, not empty."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(
-            f"images must be a float tensor (N, C, H, W), got {getattr(images, 'dtype', '')} {got}; "
-            "image[None] makes a batch of one."
-        )
-    if 0 in images.shape:
-        raise ValueError(f"images must not be empty, got shape {tuple(images.shape)}.")
-    if not torch.isfinite(images).all():
-        raise ValueError("images have NaN or infinite values.")
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        found = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {found}.")
-    if (targets < 0).any():
-        raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+def explains(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Make a method of `function(model, images, targets, **options)`.
+
+    Its input and its model are checked, and it takes `batch_size`, the images of one pass at most.
+    """
+
+    @wraps(function)
+    def method(model: nn.Module, images: Tensor, targets: Tensor, *, batch_size: int | None = None, **options):
+        check_input(images, targets)
+        if not _CHECKED.get():
+            check_model(model, images)
+        with at_most(batch_size), checked():
+            return function(model, images, targets, **options)
+
+    own = signature(function)
+    knob = Parameter("batch_size", Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
+    vars(method)["__signature__"] = own.replace(parameters=[*own.parameters.values(), knob])
+    return method
 
 
 def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
@@ -133,9 +164,9 @@ class OnePass:
     def __call__(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The method, with the name and the documentation of `function`."""
 
+        @explains
         @wraps(function)
         def method(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-            check_input(images, targets)
             with explaining(model):
                 return torch.cat(
                     [self.maps(model, images[part], targets[part]) for part in chunks(len(images), images)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import generator, seed_of
-from .passes import check_input, chosen_logits, chunks, explaining, places, starting_point
+from .passes import chosen_logits, chunks, explaining, explains, places, starting_point
 
 
 def _logits_of_masked(
@@ -35,6 +35,7 @@ def _logits_of_masked(
     return values
 
 
+@explains
 def occlusion(
     model: nn.Module,
     images: Tensor,
@@ -55,7 +56,6 @@ def occlusion(
     ValueError
         The window does not fit in the image, or the stride leaves pixels out.
     """
-    check_input(images, targets)
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 7) if window is None else window
     if not isinstance(window, int) or not 1 <= window <= min(height, width):
@@ -141,7 +141,6 @@ def _explain_segments(
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
     What an image draws follows from `seed` and its place in the whole set.
     """
-    check_input(images, targets)
     if samples < 1:
         raise ValueError(f"at least one sample is needed, got {samples}.")
     segments, images = _segments(segments, images), images.detach()
@@ -172,6 +171,7 @@ def _least_squares(features: Tensor, weights: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.lstsq(features * root[:, None], values * root).solution
 
 
+@explains
 def lime(
     model: nn.Module,
     images: Tensor,
@@ -213,6 +213,7 @@ def lime(
     return _explain_segments(model, images, targets, segments, samples, seed, indices, baseline, draw, fit)
 
 
+@explains
 def kernel_shap(
     model: nn.Module,
     images: Tensor,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .backward_graph import MOVES, PRODUCTS, SUMS, gradient_or_zeros, refuse_unknown_steps
-from .passes import check_input, chosen_logits, chunks, explaining, starting_point
+from .passes import chosen_logits, chunks, explaining, explains, starting_point
 
 
 class _Rescale(TorchFunctionMode):
@@ -88,6 +88,7 @@ def _check_sums(maps: Tensor, at_images: Tensor, at_baselines: Tensor) -> None:
         )
 
 
+@explains
 def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: float | Tensor = 0.0) -> Tensor:
     """DeepLIFT with the Rescale rule, from `baseline` (a number or a tensor that broadcasts).
 
@@ -100,7 +101,6 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
         A step of the model is neither linear, nor an activation of one input, nor max-pooling; or the maps do
         not add up.
     """
-    check_input(images, targets)
     images, maps = images.detach(), []
     pairs = torch.stack((images, starting_point(baseline, images).detach()), 1)
     with explaining(model):
