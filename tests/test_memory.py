@@ -14,7 +14,7 @@ PROGRAM = """
 import json
 import torch
 from torch import nn
-from saliency_sanity.saliency import METHODS, explain
+from saliency_sanity.saliency import METHODS
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
