@@ -226,7 +226,9 @@ def test_the_top_has_what_it_promises():
     top = import_module("saliency_sanity")
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", top.__version__)
     assert set(top.__all__) <= set(dir(top)) and top.__all__ == sorted(top.__all__)
-    assert {getattr(top, name).__name__ for name in top.__all__} <= MODULES
+    checks = import_module("saliency_sanity.checks")
+    assert top.check_model is checks.check_model
+    assert {getattr(top, name).__name__ for name in top.__all__ if name != "check_model"} <= MODULES
     with pytest.raises(AttributeError, match="no attribute 'audits'"):
         top.audits  # noqa: B018
     assert (ROOT / "helpers/py.typed").exists()

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from inspect import Parameter, signature
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +78,18 @@ def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
     return found
 
 
+def at_least_one(what: str, count: int) -> None:
+    """Raise unless `count` is a whole number from 1 on, of samples or of steps."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"at least one {what} is needed, got {count!r}; {what}s= takes a whole number.")
+
+
 def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
     """The baseline, a number or a tensor that broadcasts, in the shape of the images; raises where it does not fit."""
-    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
+    try:
+        baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"the baseline must be a number or a tensor, got {type(baseline).__name__}.") from None
     if not torch.isfinite(baseline).all():
         raise ValueError("the baseline has NaN or infinite values.")
     try:

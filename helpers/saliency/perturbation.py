@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import generator, seed_of
-from .passes import chosen_logits, chunks, explaining, explains, places, starting_point
+from .passes import at_least_one, chosen_logits, chunks, explaining, explains, places, starting_point
 
 
 def _logits_of_masked(
@@ -141,8 +141,7 @@ def _explain_segments(
     `draw(count, samples, generator)` gives which segments are kept `(M, count)`, bool, and weights `(M,)`.
     What an image draws follows from `seed` and its place in the whole set.
     """
-    if samples < 1:
-        raise ValueError(f"at least one sample is needed, got {samples}.")
+    at_least_one("sample", samples)
     segments, images = _segments(segments, images), images.detach()
     start, whole = starting_point(baseline, images), places(indices, images)
     with explaining(model):
