@@ -179,7 +179,7 @@ def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int
 
 def _over_largest(maps: Tensor) -> Tensor:
     largest = maps.abs().amax((1, 2), keepdim=True)
-    return maps / largest.clamp_min(torch.finfo(maps.dtype).tiny)  # a zero map stays zero
+    return maps / largest.masked_fill(largest == 0, 1)  # a zero map stays zero
 
 
 def _stretched_abs(maps: Tensor) -> Tensor:
@@ -242,20 +242,25 @@ def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
 def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
     """Fraction of the `k` largest |pixels| of one map that are among those of the other, in [0, 1].
 
-    `k` is a fraction of the pixels, at least one pixel; among ties the earlier pixel counts as larger.
-    Ghorbani et al. (2017).
+    `k` is a fraction of the pixels, at least one pixel. Where pixels tie at the last place this is the expected
+    value under a random order of the ties, drawn for each map on its own: two maps that are zero almost
+    everywhere share about `k` of their largest pixels by chance, even a map with itself. Ghorbani et al. (2017).
     """
     if not 0 < k <= 1:
         raise ValueError(f"k is a fraction of the pixels in (0, 1], got {k}.")
 
-    def top(maps: Tensor) -> Tensor:
-        flat = maps.abs().flatten(1)
-        size = max(1, round(k * flat.shape[1]))
-        places = torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :size]
-        chosen = torch.zeros_like(flat).scatter_(1, places, 1.0)
-        return chosen.masked_fill(_constant(maps.abs())[:, None], math.nan)
+    def size(pixels: Tensor) -> int:
+        return max(1, round(k * pixels.shape[1]))
 
-    return _Sides(top, lambda x, y: (x * y).sum(1) / x.sum(1)).against(a)(b)
+    def chance(maps: Tensor) -> Tensor:
+        """Of each pixel, how likely it is among the largest: 1 above the last place, 0 below, else evenly."""
+        flat = maps.abs().flatten(1)
+        last = flat.topk(size(flat), dim=1).values[:, -1:]
+        above, tied = (flat > last).to(flat), (flat == last).to(flat)
+        left = size(flat) - above.sum(1, keepdim=True)
+        return (above + tied * (left / tied.sum(1, keepdim=True))).masked_fill(_constant(flat)[:, None], math.nan)
+
+    return _Sides(chance, lambda x, y: (x * y).sum(1) / size(x)).against(a)(b)
 
 
 METRICS: dict[str, Callable[..., Tensor]] = {

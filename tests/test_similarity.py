@@ -1,5 +1,7 @@
 """Every metric against scipy or scikit-image, image by image."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -36,9 +38,15 @@ def hog(a, b):
 
 
 def topk(a, b, k=0.1):
-    size = round(k * a.size)
-    top = [set(np.argsort(-abs(m).ravel(), kind="stable")[:size]) for m in (a, b)]
-    return len(top[0] & top[1]) / size
+    """By the book: all pixels above the last place, and of those tied there a random choice in each map."""
+    size = max(1, round(k * a.size))
+    sides = []
+    for m in (abs(a), abs(b)):
+        last = np.sort(m, axis=None)[-size]
+        sides.append((m > last, m == last, (size - (m > last).sum()) / (m == last).sum()))
+    (sure, tied, p), (other_sure, other_tied, q) = sides
+    shared = (sure & other_sure).sum() + p * (tied & other_sure).sum() + q * (sure & other_tied).sum()
+    return (shared + p * q * (tied & other_tied).sum()) / size
 
 
 REFERENCE = {
@@ -124,6 +132,57 @@ def test_a_constant_map_is_undefined(name, value):
 def test_a_map_of_constant_size_is_undefined_where_signs_are_dropped(name):
     a = torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0)).sign()
     assert METRICS[name](a, torch.randn(1, 28, 28)).isnan().all()
+
+
+@pytest.mark.parametrize("k", [0.1, 1 / 3, 0.5, 0.8, 1.0])
+def test_topk_is_the_mean_over_all_orders_of_the_ties(k, device):
+    a = torch.tensor([[3, 0, 1, 1, 0, 0.0], [2, -2, 2, 1, 2, 1.0], [5, 4, 3, 2, 1, 0.0], [1, 0, 0, 0, 0, 0.0]])
+    b = torch.tensor([[0, 1, 1, 0, 1, 3.0], [1, 1, 2, 2, 0, -2.0], [0, 4, 0, 0, 0, 0.0], [0, 0, 0, 0, 0, 1.0]])
+    size = max(1, round(k * 6))
+    orders = np.array(list(permutations(range(6))))
+
+    def chosen(values):  # in each order of the pixels, which are among the largest
+        first = np.argsort(-abs(values)[orders], axis=1, kind="stable")[:, :size]
+        return np.eye(6)[np.take_along_axis(orders, first, 1)].sum(1)
+
+    wanted = [(chosen(x) @ chosen(y).T).mean() / size for x, y in zip(a.numpy(), b.numpy())]
+    found = similarity.topk_intersection(a.view(4, 2, 3).to(device), b.view(4, 2, 3).to(device), k=k)
+    np.testing.assert_allclose(found.cpu(), wanted, rtol=1e-6)
+
+
+def test_maps_of_a_few_pixels_are_as_alike_as_chance_makes_them():
+    a, b = torch.zeros(2, 28, 28), torch.zeros(2, 28, 28)
+    a[:, 20, :10] = torch.arange(1.0, 11)
+    b[0, 24, 10:20], b[1] = torch.arange(1.0, 11), a[1]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(400):
+        order = rng.permutation(784), rng.permutation(784)
+        tops = [
+            np.stack([p[np.argsort(-m[p], kind="stable")[:78]] for m in maps.flatten(1).numpy()])
+            for maps, p in zip((a, b), order)
+        ]
+        drawn.append([len(np.intersect1d(x, y)) / 78 for x, y in zip(*tops)])
+    found = similarity.topk_intersection(a, b)
+    np.testing.assert_allclose(found, np.mean(drawn, 0), atol=0.01)
+    assert found[0] < 0.11 and found[1] < 0.22  # neither is near 1, where the earlier zeros would be the larger
+
+
+def test_without_ties_topk_is_a_plain_count_to_the_last_bit(device):
+    a, b = maps("dense", (4, 33, 47))
+    tops = [torch.sort(m.abs().flatten(1), dim=1, descending=True, stable=True).indices[:, :155] for m in (a, b)]
+    shared = torch.tensor([len(set(x.tolist()) & set(y.tolist())) for x, y in zip(*tops)])
+    assert torch.equal(similarity.topk_intersection(a.to(device), b.to(device)).cpu(), shared / 155)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", METRICS)
+def test_maps_of_the_smallest_and_of_large_numbers(name, dtype):
+    """A power of two, which changes no digit, down to numbers that are not normal."""
+    a, b = (m.to(dtype) for m in maps("dense", (2, 28, 28)))
+    a = (a * 32).round()  # digits to spare
+    wanted = METRICS[name](a, b)
+    for power in (-140, 60) if dtype == torch.float32 else (-500, 400):
+        torch.testing.assert_close(METRICS[name](a * 2.0**power, b), wanted, atol=1e-6, rtol=0)
 
 
 def test_nonzero_is_undefined_without_two_different_shared_pixels():

@@ -36,6 +36,9 @@ def lrp_epsilon(
 ) -> Tensor:
     """LRP with the epsilon rule: relevance is shared out in proportion to contributions; Bach et al. (2015).
 
+    `epsilon` counts in root mean squares of a layer's outputs for the image at hand, so that neither the scale of the
+    weights nor that of the images matters; zennit has the same as `Stabilizer(norm_scale=True)`.
+
     Signed maps `(N, C, H, W)`, in logits. With biases left out (`zero_params="bias"`) a map adds up to the
     logit, but for what `epsilon` absorbs and what reaches units that see only zeros, as on a black ground;
     where contributions cancel, relevance of both signs grows without bound: take a larger `epsilon`.
@@ -45,20 +48,21 @@ def lrp_epsilon(
     Raises
     ------
     ValueError
-        LRP has no rule for a step of the model (see `lrp_composite`), an option is out of range, or the
-        relevance overflows.
+        LRP has no rule for a step of the model (see `lrp_composite`), an option is out of range, or in half of the
+        images or more the sizes of the relevance add up to a million times the logit.
     """
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon must be positive, got {epsilon}.")
     if zero_params not in ("bias", None):
         raise ValueError(f"zero_params must be 'bias' or None, got {zero_params!r}.")
     rules, engine = _zennit()
+    stabiliser = engine.relative(epsilon)
     return engine.propagate(
         model,
         images,
         targets,
-        lambda layer, first: rules.Epsilon(epsilon, zero_params),
-        stabilizer=epsilon,
+        lambda layer, first: rules.Epsilon(stabiliser, zero_params),
+        stabiliser=stabiliser,
         with_biases=zero_params is None,
     )
 
@@ -76,8 +80,9 @@ def lrp_alpha_beta(
     if beta < 0 or alpha - beta != 1:
         raise ValueError(f"alpha - beta must be 1 and beta not negative, got alpha={alpha}, beta={beta}.")
     rules, engine = _zennit()
-    rule = rules.AlphaBeta(alpha, beta, zero_params="bias")
-    return engine.propagate(model, images, targets, lambda layer, first: rule)
+    stabiliser = engine.relative()
+    rule = rules.AlphaBeta(alpha, beta, stabiliser, zero_params="bias")
+    return engine.propagate(model, images, targets, lambda layer, first: rule, stabiliser=stabiliser)
 
 
 @explains
@@ -85,7 +90,7 @@ def lrp_composite(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """LRP by zennit's composite EpsilonAlpha2Beta1Flat; Kohlbrenner et al. (2020).
 
     Flat in the layer that runs first, alpha 2 beta 1 in other convolutions, epsilon in linear layers; biases
-    are left out. Signed maps `(N, C, H, W)`, in logits.
+    are left out. Signed maps `(N, C, H, W)`, in logits. Denominators are stabilised as in `lrp_epsilon`.
 
     Raises
     ------
@@ -93,13 +98,14 @@ def lrp_composite(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         A step of the model is none of: convolution, linear layer, batch-norm right after one, ReLU, pooling,
         sum, mean, concatenation and other moves of values; or a layer runs twice.
     """
-
     rules, engine = _zennit()
+    stabiliser = engine.relative()
 
     def rule(layer: nn.Module, first: bool) -> "Hook":
         if first:
-            return rules.Flat()
-        kind = rules.Epsilon if isinstance(layer, nn.Linear) else rules.AlphaBeta
-        return kind(zero_params="bias")
+            return rules.Flat(stabiliser)
+        if isinstance(layer, nn.Linear):
+            return rules.Epsilon(stabiliser, "bias")
+        return rules.AlphaBeta(stabilizer=stabiliser, zero_params="bias")
 
-    return engine.propagate(model, images, targets, rule)
+    return engine.propagate(model, images, targets, rule, stabiliser=stabiliser)

@@ -19,6 +19,7 @@ from .backward_graph import MOVES, gradient_or_zeros, refuse_unknown_steps
 from .passes import chosen_logits, chunks, explaining
 
 POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
+MOST = 1e6  # times the logit: more, and single precision cannot add it up
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -70,6 +71,24 @@ def _merge_norms(model: nn.Module, example: Tensor) -> list[nn.Module]:
     if isinstance(plain, Tensor) and (merged - plain).abs().max() > 1e-3 * plain.abs().max():
         raise ValueError("LRP merges batch-norms into the layers before them; this model's output changes by it.")
     return ran
+
+
+def relative(epsilon: float = 1e-6) -> Callable[[Tensor], Tensor]:
+    """A stabiliser: denominators, moved away from 0 by `epsilon` times the layer's root mean square for that image.
+
+    Where all of them are 0 it is by a number so small that nothing comes of units to which nothing was contributed,
+    and relevance overflows where contributions cancel.
+    """
+
+    def stabilised(values: Tensor) -> Tensor:
+        axes = tuple(range(1, values.ndim))
+        largest = values.abs().amax(axes, keepdim=True)
+        unit = torch.where(largest > 0, largest, 1)  # squares of small numbers vanish
+        shift = epsilon * unit * (values / unit).square().mean(axes, keepdim=True).sqrt()
+        shift = torch.where(largest > 0, shift, torch.finfo(values.dtype).tiny ** 0.5)
+        return values + torch.where(values < 0, -shift, shift)
+
+    return stabilised
 
 
 class _Call(nn.Module):
@@ -155,14 +174,17 @@ def propagate(
     targets: Tensor,
     rule: Callable[[nn.Module, bool], Hook],
     *,
-    stabilizer: float = 1e-6,
+    stabiliser: Callable[[Tensor], Tensor],
     with_biases: bool = False,
 ) -> Tensor:
-    """Relevance of the target logit, `(N, C, H, W)`, under `rule(layer, whether it runs first)`."""
-    images, maps = images.detach(), []
+    """Relevance of the target logit, `(N, C, H, W)`, under `rule(layer, whether it runs first)`.
+
+    `stabiliser` moves the denominators of sums and means away from 0.
+    """
+    images, maps, started = images.detach(), [], []
     # A constant that is added is a bias: all relevance passes it only where biases are left out.
     constants = {"mul", "mul_", "div", "div_"} | (set() if with_biases else {"add", "add_", "sub", "sub_"})
-    calls = _CallRules(Norm(stabilizer), frozenset(constants))
+    calls = _CallRules(Norm(stabiliser), frozenset(constants))
     with explaining(model):
         copied = _private_copy(model)
         layers = _merge_norms(copied, images[:1])
@@ -177,8 +199,26 @@ def propagate(
                         logits = chosen_logits(copied, leaf.clone(), targets[part])
                     refuse_unknown_steps(logits, "LRP", MOVES | POOLS | {"Identity"}, jumps=calls.jumps)
                     maps.append(gradient_or_zeros(logits, leaf, logits.detach()))
+                    started.append(logits.detach())
                 finally:
                     calls.forget()
-    if not all(torch.isfinite(found).all() for found in maps):
-        raise ValueError("the relevance overflows: denominators of this model are too small; take a larger epsilon.")
+    _refuse_explosions(torch.cat(maps), torch.cat(started))
     return torch.cat(maps)
+
+
+def _refuse_explosions(maps: Tensor, logits: Tensor) -> None:
+    """Raise where relevance has grown so far that its sum, the logit, is lost in it, in half the images or more.
+
+    Where a bias alone opens a unit, next to nothing shares out its relevance, and shares of both signs are many times
+    what they add up to. That may happen in any image; where it happens layer after layer it happens in all of them.
+    """
+    sizes = maps.double().abs().flatten(1).sum(1)
+    grown = ~(sizes <= MOST * logits.double().abs())
+    often = 2 * grown.sum() >= (sizes != 0).sum() > 0
+    if grown.any() and (often or not torch.isfinite(sizes).all()):
+        named = ", ".join(map(str, grown.nonzero()[:5, 0].tolist())) + (", ..." if grown.sum() > 5 else "")
+        raise ValueError(
+            f"LRP's relevance overflows in {int(grown.sum())} of {len(maps)} images ({named}): its sizes add up to "
+            f"more than {MOST:.0e} times the logit, because contributions cancel where biases are left out. Take "
+            "lrp_composite, or lrp_epsilon with zero_params=None or a larger epsilon."
+        )

@@ -44,10 +44,10 @@ def checked() -> Iterator[None]:
         _CHECKED.reset(token)
 
 
-def chunks(count: int, images: Tensor) -> Iterator[slice]:
-    """Slices of `range(count)`, each small enough for one pass at the size of `images[0]`."""
-    size = max(1, VALUES_A_PASS // images[0].numel())
-    return batches(count, min(size, _AT_MOST.get() or size))
+def chunks(count: int, images: Tensor, each: int = 1) -> Iterator[slice]:
+    """Slices of `range(count)`, each small enough for one pass where one takes `each` images like `images[0]`."""
+    size = VALUES_A_PASS // images[0].numel()
+    return batches(count, max(1, min(size, _AT_MOST.get() or size) // each))
 
 
 def explains(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -93,24 +93,44 @@ def superpixels(images: Tensor, count: int = 49) -> Tensor:
     """Segments of about equal size, `(N, H, W)` int64 from 0: superpixels of photographs, else a grid.
 
     Colour images of 64 pixels and more, in any scale, are cut by scikit-image's SLIC (Achanta et al. 2012);
-    others by a grid, which has the square root of `count` (rounded down) rows and columns.
+    others by a grid of as many rows as columns, or where `count` is no square, about as many. There are from half
+    of `count` to twice as many segments, unless the image is too small for them: where fine texture makes SLIC run
+    them into one another, colours count ever less against places.
+
+    Raises
+    ------
+    ValueError
+        `count` is not a whole number from 1.
     """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ValueError(f"count must be a whole number of segments, at least 1, got {count!r}.")
     height, width = images.shape[2:]
+    grid = _grid(height, width, count).to(images.device)
     if images.shape[1] == 3 and min(height, width) >= 64:
-        return torch.stack([_slic(image, count) for image in images.detach()])
-    side = max(1, int(count**0.5))
-    rows, columns = (torch.arange(size) * min(side, size) // size for size in (height, width))
-    grid = rows[:, None] * min(side, width) + columns
-    return grid.to(images.device).expand(len(images), -1, -1)
+        return torch.stack([_slic(image, count, grid) for image in images.detach()])
+    return grid.expand(len(images), -1, -1)
 
 
-def _slic(image: Tensor, count: int) -> Tensor:
+def _grid(height: int, width: int, count: int) -> Tensor:
+    """Segments `(height, width)`: the longer side is cut into at least as many pieces as the shorter."""
+    few = min(math.isqrt(count), height, width)
+    many = min(count // few, max(height, width))
+    down, across = (many, few) if height > width else (few, many)
+    rows, columns = (torch.arange(size) * pieces // size for size, pieces in ((height, down), (width, across)))
+    return rows[:, None] * across + columns
+
+
+def _slic(image: Tensor, count: int, grid: Tensor) -> Tensor:
     from skimage.segmentation import slic  # here, because it takes a while and only photographs need it
 
     low, high = image.amin(), image.amax()
-    picture = ((image - low) / (high - low).clamp(min=1e-12)).double().permute(1, 2, 0).cpu().numpy()
-    found = slic(picture, n_segments=count, compactness=10, start_label=0)
-    return torch.from_numpy(found.astype(np.int64)).to(image.device)
+    span = torch.where(high > low, high - low, 1)
+    picture = ((image - low) / span).double().permute(1, 2, 0).cpu().numpy()
+    for compactness in (10, 30, 100, 300, 1000):
+        found = slic(picture, n_segments=count, compactness=compactness, start_label=0)
+        if count / 2 <= len(np.unique(found)) <= 2 * count:
+            return torch.from_numpy(found.astype(np.int64)).to(image.device)
+    return grid
 
 
 def _segments(segments: Tensor | None, images: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ class _Rescale(TorchFunctionMode):
     The batch holds `count` images, then their baselines. No value changes, only the images' backward pass.
     """
 
-    # One input, element by element; with a kink, or smooth: there a short secant is mostly rounding.
-    KINKED = frozenset("relu relu_ relu6 hardtanh hardtanh_ leaky_relu leaky_relu_ threshold threshold_".split())
-    SMOOTH = frozenset("celu elu gelu hardswish mish selu sigmoid sigmoid_ silu softplus tanh tanh_".split())
+    ACTIVATIONS = frozenset(
+        "celu elu gelu hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ mish relu relu_ relu6 selu sigmoid sigmoid_ "
+        "silu softplus tanh tanh_ threshold threshold_".split()
+    )  # of one input, element by element
     POOLS: dict[str, Callable] = {
         "max_pool2d": F.max_pool2d_with_indices,
         "adaptive_max_pool2d": F.adaptive_max_pool2d_with_indices,
     }
-    CLOSE = 1e-10
 
     def __init__(self, count: int):
         super().__init__()
@@ -32,7 +32,7 @@ class _Rescale(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if name not in self.KINKED | self.SMOOTH | self.POOLS.keys():
+        if name not in self.ACTIVATIONS | self.POOLS.keys():
             return func(*args, **kwargs)
         values, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
         if not values.requires_grad or kwargs.get("return_indices"):
@@ -41,17 +41,22 @@ class _Rescale(TorchFunctionMode):
             raise ValueError("DeepLIFT needs a model that keeps the images of a batch apart along dimension 0.")
         if name in self.POOLS:
             return self._pool(lambda values: self.POOLS[name](values, *rest, **kwargs), values)
-        close = self.CLOSE if name in self.KINKED else 1e-4
-        return self._activation(lambda values: func(values, *rest, **kwargs), values, close)
+        return self._activation(lambda values: func(values, *rest, **kwargs), values)
 
-    def _activation(self, call: Callable, values: Tensor, close: float) -> Tensor:
-        before, after = values.detach(), values.detach().clone()
+    def _activation(self, call: Callable, values: Tensor) -> Tensor:
+        before, after = values.detach().requires_grad_(), values.detach().clone()
         result = call(after)
         in_place = result is after
+        (slopes,) = torch.autograd.grad(call(before.clone()).sum(), before)
+        before = before.detach()
         run, rise = (pair[: self.count] - pair[self.count :] for pair in (before, result))
-        leaf = before[: self.count].requires_grad_()
-        (slope,) = torch.autograd.grad(call(leaf.clone()).sum(), leaf)
-        line = torch.where(run.abs() < close, slope, rise / run) * values[: self.count]
+        ends = slopes.split(self.count)
+        slope, secant = (ends[0] + ends[1]) / 2, rise / run
+        # A short secant is mostly rounding. Where no more than that parts it from the slopes at both ends, they are
+        # the better number: so in all units, whether they are large or small.
+        rounding = torch.finfo(values.dtype).eps * sum(part.abs() for part in result.split(self.count)) / run.abs()
+        apart = (secant - slope).abs() + (ends[0] - ends[1]).abs() > rounding
+        line = torch.where(apart, secant, slope) * values[: self.count]
         result = _backward_through(line, result)
         return values.copy_(result) if in_place else result
 
@@ -66,7 +71,7 @@ class _Rescale(TorchFunctionMode):
         for place, rise, slope in steps:
             place = place.flatten(2)
             width = run.gather(2, place)
-            multiplier = torch.where(width.abs() < self.CLOSE, slope, rise.flatten(2) / width)
+            multiplier = torch.where(width == 0, slope, rise.flatten(2) / width)  # no rise is higher than it is wide
             lines.append(multiplier * values[: self.count].flatten(2).gather(2, place))
         return _backward_through((lines[0] + lines[1]).view_as(images), result)
 
@@ -78,9 +83,10 @@ def _backward_through(line: Tensor, result: Tensor) -> Tensor:
 
 def _check_sums(maps: Tensor, at_images: Tensor, at_baselines: Tensor) -> None:
     """Raise where a map is not the difference of the two logits, up to rounding."""
-    gap = (maps.flatten(1).sum(1) - (at_images - at_baselines)).abs()
-    size = maps.flatten(1).abs().sum(1) + at_images.abs() + at_baselines.abs()
-    wrong = ~(gap <= max(1e-3, 200 * torch.finfo(maps.dtype).eps) * size)
+    change, rounding = at_images - at_baselines, 200 * torch.finfo(maps.dtype).eps
+    gap = (maps.flatten(1).sum(1) - change).abs()
+    near = max(1e-3, rounding) * (maps.flatten(1).abs().sum(1) + change.abs())
+    wrong = ~(gap <= near + rounding * (at_images.abs() + at_baselines.abs()))
     if wrong.any():
         raise ValueError(
             f"DeepLIFT's map misses f(x) - f(baseline) by {gap[wrong][0].item():.3g}: the baseline is not "
@@ -94,6 +100,7 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
 
     Right for activations and max-pooling as modules or functions, in place and re-used. Signed maps
     `(N, C, H, W)`, in logits; those of an image add up to f(x) - f(baseline). Shrikumar et al. (2017).
+    An image and its baseline share a pass: it takes `batch_size` of both together, at least one pair.
 
     Raises
     ------
@@ -102,10 +109,10 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, *, baseline: flo
         not add up.
     """
     images, maps = images.detach(), []
-    pairs = torch.stack((images, starting_point(baseline, images).detach()), 1)
+    starts = starting_point(baseline, images)
     with explaining(model):
-        for part in chunks(len(pairs), pairs):
-            leaf, start = pairs[part, 0].clone().requires_grad_(), pairs[part, 1]
+        for part in chunks(len(images), images, each=2):
+            leaf, start = images[part].clone().requires_grad_(), starts[part]
             both = torch.cat((leaf, start))
             with _Rescale(len(leaf)):
                 logits = chosen_logits(model, both, targets[part].repeat(2))

@@ -206,7 +206,7 @@ def test_the_forward_pass_is_unchanged(rule):
     model.fc.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
     x, y = 6 * images(), targets()
     rule(model, x, y)
-    assert torch.equal(seen[0], model(x))
+    assert torch.equal(seen[-1], model(x))
 
 
 @rule
@@ -218,9 +218,26 @@ def test_at_a_kink_a_unit_is_closed_as_in_torch(rule, value):
 
 
 @rule
-def test_a_linear_model_has_its_gradient(rule):
-    model, x, y = linear(), images(), targets()
-    assert torch.equal(rule(model, x, y), gradient(model, x, y))
+@pytest.mark.parametrize("name", ["linear", "pooled", "gated"])
+def test_a_model_without_a_relu_would_have_its_gradient_and_is_refused(rule, name):
+    models = {
+        "linear": linear,
+        "pooled": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(100, CLASSES)),
+        "gated": lambda: Written(lambda x: x * x.mean((2, 3) if x.ndim == 4 else 1, keepdim=True).sigmoid()),
+    }
+    with pytest.raises(ValueError, match="calls no ReLU or ReLU6.*the gradient under another name"):
+        rule(models[name](), images(), targets())
+
+
+@rule
+def test_a_relu_that_the_logits_do_not_depend_on_does_not_count(rule):
+    class Beside(nn.Module):
+        def forward(self, x):
+            F.relu(x)
+            return x.mean((2, 3))
+
+    with pytest.raises(ValueError, match="calls no ReLU"):
+        rule(Beside(), images(), targets(classes=3))
 
 
 def test_deconvnet_does_not_look_at_the_image_without_pooling():
@@ -295,7 +312,55 @@ OTHERS = {
     "where": lambda x: torch.where(x > 0, x, 0.0),
     "Tanh": nn.Tanh(),
     "a function of one's own": HandMadeReLU.apply,
+    "Sigmoid": nn.Sigmoid(),
+    "Hardsigmoid": nn.Hardsigmoid(),
+    "Softsign": nn.Softsign(),
+    "Tanhshrink": nn.Tanhshrink(),
+    "LogSigmoid": nn.LogSigmoid(),
+    # activations written out
+    "swish": lambda x: x * torch.sigmoid(x),
+    "swish turned round": lambda x: torch.sigmoid(1.7 * x).view(x.shape) * x,
+    "swish as a fraction": lambda x: x / (1 + torch.exp(-x)),
+    "swish in place": lambda x: x.clone().mul_(x.sigmoid()),
+    "swish, its gate held": lambda x: torch.addcmul(torch.zeros_like(x), x, x.sigmoid()),
+    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)),
+    "gelu by tanh": lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))),
+    "mish": lambda x: x * torch.log(1 + x.exp()).tanh(),
+    "softplus": lambda x: torch.log(1 + torch.exp(x)),
+    "softplus by log1p": lambda x: torch.log1p(torch.exp(x)),
+    "softplus by logaddexp": lambda x: torch.logaddexp(x, torch.zeros(())),
+    "softplus under a gate": lambda x: torch.log(1 + torch.exp(x)) * x.mean(1, keepdim=True).sigmoid(),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
+    "hardswish of ReLU6": lambda x: x * F.relu6(x + 3) / 6,
+    "squared ReLU": lambda x: F.relu(x) ** 2,
+    "ReLU times itself": lambda x: F.relu(x) * F.relu(x),
+    "square": torch.square,
+    "sine": torch.sin,
+    "snake": lambda x: x + torch.sin(x) ** 2,
+    "bump": lambda x: torch.exp(-(x**2)),
+    "absolute value": lambda x: (x + x.abs()) / 2,
+    "root": lambda x: (x + (x * x + 1e-6).sqrt()) / 2,
+    "mask": lambda x: x * (x > 0),
+    "mask of floats": lambda x: (x > 0).float() * x,
+    "mask of the values cut off": lambda x: x * x.detach().gt(0).to(x.dtype),
+    "mask without gradients": lambda x: F.relu(x) + x * torch.no_grad()(F.relu)(-x).sign(),
+    "mask in place": lambda x: x.clone().mul_(torch.ge(x, 0)),
+    "mask by its opposite": lambda x: x - x * (x <= 0),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
+    "where, cut off": lambda x: torch.where(x.detach() > 0, x, 0.1 * x),
+    "written where negative": lambda x: written(x, x < 0),
+    "sign": lambda x: x * (x.sign() + 1) / 2,
+    "heaviside": lambda x: x * torch.heaviside(x.detach(), torch.zeros(())),
+    "minimum": lambda x: x - torch.minimum(x, torch.zeros(())),
+    "clamp from above": lambda x: x - x.clamp(max=0),
+    "part in place": lambda x: (x := x.clone(), x[:, 1:].sigmoid_())[0],
 }
+
+
+def written(x, where):
+    x = x.clone()
+    x[where] = 0
+    return x
 
 
 @rule
@@ -336,14 +401,119 @@ def test_a_compiled_model_raises_however_often_it_ran(rule, compiled):
         model(x.clone().requires_grad_()).sum().backward()
 
 
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.LazyLinear(1)
+
+    def forward(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        return x + x * torch.sigmoid(self.fc(F.relu(y.flatten(1)))).view(-1, 1, 1, 1).expand_as(x)
+
+
+def shifted(x):
+    out = torch.zeros_like(x)
+    out[:, 1:] = x[:, :-1]
+    out[:, :1].add_(x[:, -1:])
+    return out
+
+
+def by_variance(x):
+    centred = x - x.mean((1, 2, 3), keepdim=True)
+    return centred * torch.rsqrt(centred.pow(2).mean((1, 2, 3), keepdim=True) + 1e-5)
+
+
+def attention(x):
+    tokens = x.flatten(2).mT
+    return tokens + F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+KNOWN = {
+    "norm of vectors": F.normalize,
+    "local response": lambda x: F.local_response_norm(x, 3),
+    "group norm": lambda x: F.group_norm(x, 1),
+    "instance norm": lambda x: F.instance_norm(x).amax((2, 3), keepdim=True),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "norm by hand": by_variance,
+    "norm by the deviation": lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5),
+    "gate of the means": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "gate by hand": lambda x: x / (1 + torch.exp(-x.mean((2, 3), keepdim=True))),
+    "hard gate of ReLU6": lambda x: x * (F.relu6(x.mean((2, 3), keepdim=True) + 3) / 6),
+    "squeeze and excite, twice": nn.Sequential(Squeezed(), Squeezed()),
+    "attention over channels": lambda x: x * x.softmax(1),
+    "attention": attention,
+    "attention of products": lambda x: (x.flatten(2).mT @ x.flatten(2) / 9).softmax(-1) @ x.flatten(2).mT,
+    "gated halves": lambda x: F.glu(torch.cat((x, x.roll(1, 1)), 1), 1),
+    "largest values": lambda x: x.topk(3, 1).values,
+    "maxout": lambda x: x.unflatten(1, (2, -1)).amax(1),
+    "largest place": lambda x: F.adaptive_max_pool2d(x, 4),
+    "a shift": shifted,
+    "a fixed mask": lambda x: (
+        torch.where(torch.arange(x.shape[-1]) % 2 == 0, x, 0) * (torch.arange(x.shape[2]) > 2)[:, None]
+    ),
+    "dropped out": lambda x: F.dropout(x, training=False),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+}
+
+
+class Around(nn.Module):
+    """conv - ReLU - `step` - mean - linear."""
+
+    def __init__(self, step):
+        super().__init__()
+        with local_seed(1):
+            self.conv = nn.Conv2d(3, 6, 3)
+            self.head = nn.LazyLinear(CLASSES)
+        self.step = step
+
+    def forward(self, x):
+        x = self.step(F.relu(self.conv(x)))
+        return self.head(x.flatten(2).mean(2) if x.ndim == 4 else x.mean(1))
+
+
 @rule
-def test_what_is_no_activation_is_not_refused(rule):
-    """A norm guarded by a small clamp, attention and gates are no ReLUs."""
+@pytest.mark.parametrize("name", KNOWN)
+def test_through_what_is_no_activation_the_plain_gradient_flows(rule, name):
+    """Norms, gates, attention and choices: the map is that of the rule at the one ReLU below, written as a hook."""
+    model, x, y = Around(KNOWN[name]).double().eval(), images(dtype=torch.float64), targets()
+    with local_seed(2):
+        model(x)
+    assert not torch.allclose(rule(model, x, y), gradient(model, x, y))
+    seen = []
+    handle = model.conv.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    model(x)
+    handle.remove()
+    (values,) = seen
+    if name in ("squeeze and excite, twice", "hard gate of ReLU6"):
+        return  # there are ReLUs above
+    relu = values.clamp(min=0).requires_grad_()
+    logits = model.head((lambda z: z.flatten(2).mean(2) if z.ndim == 4 else z.mean(1))(model.step(relu)))
+    (signal,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), relu)
+    signal = signal.clamp(min=0) * ((values > 0) if rule is guided_backprop else 1)
+    torch.testing.assert_close(rule(model, x, y), F.conv_transpose2d(signal, model.conv.weight))
 
-    class Normal(nn.Module):
-        def forward(self, x):
-            x = F.relu(F.normalize(x))
-            return (x * torch.sigmoid(x.mean((2, 3), keepdim=True)) * x.softmax(1)).mean((2, 3))
 
-    x, y = images(), targets(classes=3)
-    assert rule(Normal(), x, y).abs().sum() > 0
+WITH_GATES = {
+    "mobilenet_v3_small": nn.Hardswish,  # in whose place a ReLU is put: its gates are the subject
+    "efficientnet_b0": nn.SiLU,
+    "resnet18": None,
+    "shufflenet_v2_x0_5": None,
+    "mnasnet0_5": None,
+    "regnet_y_400mf": None,
+    "densenet121": None,
+}
+
+
+@rule
+@pytest.mark.parametrize("name", weekly_but("regnet_y_400mf", "shufflenet_v2_x0_5", of=WITH_GATES))
+def test_families_of_networks_are_not_refused(rule, name):
+    model, x, y = built(of_torchvision(name), 64)
+    other = WITH_GATES[name]
+    if other is not None:
+        with pytest.raises(ValueError, match="is not a call of ReLU"):
+            rule(model, x, y)
+        for module in list(model.modules()):
+            for child, found in module.named_children():
+                if isinstance(found, other):
+                    setattr(module, child, nn.ReLU())
+    assert clearly_differ(rule(model, x, y), gradient(model, x, y))

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from captum.attr._utils.lrp_rules import EpsilonRule
 from networks import CLASSES, cnn, images, linear, lively, targets, weekly_but, with_relu_modules
+from saliency_sanity import randomization
 from saliency_sanity.book import models, photographs
 from saliency_sanity.device import local_seed
 from saliency_sanity.saliency import lrp_rules, passes
@@ -20,6 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonAlpha2Beta1Flat
+from zennit.core import Composite, Stabilizer
+from zennit.rules import Epsilon, Pass
 from zennit.torchvision import ResNetCanonizer
 
 LRP = (lrp_epsilon, lrp_alpha_beta, lrp_composite)
@@ -144,10 +147,12 @@ def deeplift_by_hand(model, x, target, baseline):
 
 
 def shared_out(contributions, relevance, epsilon=1e-6):
-    """Relevance of the inputs, in proportion to `contributions` `(outputs, inputs)`."""
+    """Relevance of the inputs, in proportion to `contributions` `(outputs, inputs)`.
+
+    `epsilon` counts in root mean squares of the outputs."""
     total = contributions.sum(1)
-    sign = torch.where(total < 0, -1.0, 1.0)
-    return (contributions * (relevance / (total + epsilon * sign))[:, None]).sum(0)
+    shift = epsilon * total.square().mean().sqrt() * torch.where(total < 0, -1.0, 1.0)
+    return (contributions * torch.where(total + shift == 0, 0, relevance / (total + shift))[:, None]).sum(0)
 
 
 def epsilon_rule(weights, x, relevance):
@@ -309,6 +314,182 @@ def test_lrp_composite_is_zennits(build, canonizer, side):
             module.eps = 1e-12  # zennit leaves it in a merged norm
     x, y = images(2, (3, side, side)), targets(2)
     assert_same(lrp_composite(model, x, y), by_zennit(model, x, y, canonizer()), 1e-3)
+
+
+# ---------------------------------------------------------------- no size is absolute
+
+
+def homogeneous(name):
+    """The network without biases, images and classes whose logit is not 0."""
+    model, x, y = built(name)
+    if name == "norm":
+        model[1].running_mean.zero_()
+    return without_biases(model), x, y
+
+
+def rescaled(model, factors):
+    """The layers with parameters multiplied by a factor each."""
+    layers = [module for module in model if isinstance(module, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for layer, factor in zip(layers, factors):
+            layer.weight.mul_(factor)
+    return model
+
+
+FACTORS = {
+    "small": (1e-4, 1e-4, 1e-4),
+    "tiny": (1e-9, 1e-9, 1e-9),
+    "large": (1e5, 1e5, 1e5),
+    "up and down": (1e-8, 1e5, 3e-2),
+    "the first": (255.0,),
+}
+
+
+@by_hand
+@method
+@pytest.mark.parametrize("factors", FACTORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_any_size_give_the_same_map(name, method, factors, dtype, device):
+    model, x, y = homogeneous(name)
+    model, x, y = model.to(device, dtype), x.to(device, dtype), y.to(device)
+    wanted, value = method(model, x, y), logits(model, x, y)
+    grown = logits(rescaled(model, FACTORS[factors]), x, y) / value
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    assert_same(method(model, x, y) / grown[:, None, None, None], wanted, tolerance)
+
+
+@by_hand
+@method
+@pytest.mark.parametrize("factor", [255.0, 1e-6])
+def test_images_of_any_size_give_the_same_map(name, method, factor):
+    """The first layer, biases and all, undoes what was done to the images."""
+    model, x, y = built(name)
+    wanted = method(model, x, y)
+    next(m for m in model if isinstance(m, (nn.Conv2d, nn.Linear))).weight.data.div_(factor)
+    assert_same(method(model, x * factor, y), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_deeplift_of_weak_and_strong_signals_adds_up(activation, scale):
+    """Where activations bend at a size of their own and signals are far from it."""
+    model, x, y = lively(pooled_apart(activation)).eval(), images(), targets()
+    rescaled(model, (scale, scale, 1.0))
+    single = deeplift(model, x, y)
+    model, x = model.double(), x.double()
+    maps, change = deeplift(model, x, y), logits(model, x, y) - logits(model, torch.zeros_like(x), y)
+    assert ((maps.sum((1, 2, 3)) - change).abs() < 1e-12 * maps.abs().sum((1, 2, 3)) + 1e-15).all()
+    assert_same(single.double(), maps, 1e-3)
+
+
+def test_a_large_bias_does_not_hide_that_deeplift_misses_the_change():
+    model = ready(REFUSED_BY_DEEPLIFT["relu by a mask"])
+    nn.init.constant_(model[-1].bias, 1e3)
+    with pytest.raises(ValueError, match="misses f"):
+        deeplift(model, images(), targets(), baseline=images(seed=5))
+
+
+def test_lrp_epsilon_is_zennits_with_its_scale_of_a_layer():
+    model, x, y = built("overlapping")
+    stabiliser = Stabilizer(0.25, norm_scale=True)
+
+    def rule(context, name, module):
+        return Epsilon(stabiliser, "bias") if isinstance(module, (nn.Conv2d, nn.Linear)) else None
+
+    leaf = x.clone().requires_grad_()
+    relu = {module: Pass() for module in model if isinstance(module, nn.ReLU)}
+    with Composite(lambda context, name, module: relu.get(module) or rule(context, name, module)).context(model) as m:
+        out = m(leaf).gather(1, y[:, None])
+        (theirs,) = torch.autograd.grad(out, leaf, out.detach())
+    assert_same(lrp_epsilon(model, x, y, epsilon=0.25), theirs)
+
+
+def deep(gain=0.2, layers=14):
+    """A network whose activations fade from layer to layer, to 1e-12 of what they were."""
+    with local_seed(0):
+        convs = [nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1, bias=False) for i in range(layers)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight).data.mul_(gain)
+        head = nn.Linear(8, CLASSES, bias=False)
+    steps = [step for conv in convs for step in (conv, nn.ReLU())]
+    return nn.Sequential(*steps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+@method
+def test_relevance_arrives_however_weak_the_activations(method):
+    model, x, y = deep(), images(), targets()
+    value = logits(model, x, y)
+    assert value.abs().max() < 1e-8
+    share = method(model, x, y).sum((1, 2, 3)) / value
+    assert ((share - 1).abs() < (0.3 if method is lrp_alpha_beta or method is lrp_composite else 1e-2)).all()
+
+
+@lrp
+@pytest.mark.weekly
+def test_relevance_arrives_in_a_deep_network_with_new_weights(lrp):
+    with local_seed(0):
+        model = without_biases(torchvision.models.inception_v3(weights=None, num_classes=CLASSES, init_weights=False))
+    x, y = images(1, (3, 80, 80)), targets(1)
+    value = logits(model, x, y)
+    assert value.abs().max() < 1e-6 and lrp(model, x, y).sum().item() == pytest.approx(value.item(), rel=0.1)
+
+
+def exploding():
+    """Where biases open the units, layer after layer, and signals all but cancel."""
+    model = deep(1.0, 8)
+    for number, layer in enumerate(model):
+        if isinstance(layer, nn.Conv2d) and number:
+            layer.weight.data.sub_(layer.weight.data.mean((1, 2, 3), keepdim=True)).mul_(1e-3)
+            layer.bias = nn.Parameter(torch.ones(8))
+    return model
+
+
+def test_relevance_that_grows_without_bound_is_refused_and_the_images_are_named():
+    model, x, y = exploding(), images(8), targets(8)
+    with pytest.raises(
+        ValueError, match=r"overflows in 8 of 8 images \(0, 1, 2, 3, 4, \.\.\.\).*Take lrp_composite, or"
+    ):
+        lrp_epsilon(model, x, y)
+    for way in (lrp_composite, partial(lrp_epsilon, zero_params=None)):
+        assert way(model, x, y).isfinite().all()
+
+
+def test_one_image_whose_relevance_grows_does_not_stop_the_others():
+    """A unit of the trained network is all but at zero: what it hands down is many times the logit."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        for layer, weight, bias in ((model[1], [[1.0, -1.0]], 1.0), (model[3], [[1.0]], 0.0)):
+            layer.weight.copy_(torch.tensor(weight)), layer.bias.fill_(bias)
+    x = torch.tensor([[1.0, 1.0 - 1e-9], [2.0, 1.0], [3.0, 1.0]], dtype=torch.float64).view(3, 1, 1, 2)
+    y = torch.zeros(3, dtype=torch.int64)
+    maps = lrp_epsilon(model, x, y, epsilon=1e-9)
+    assert maps[0].abs().sum() > 1e6 and torch.equal(maps[1:], lrp_epsilon(model, x[1:], y[1:], epsilon=1e-9))
+    with pytest.raises(ValueError, match=r"in 1 of 1 images \(0\)"):
+        lrp_epsilon(model, x[:1], y[:1], epsilon=1e-9)
+
+
+@pytest.mark.weekly
+def test_on_squeezenet_in_the_default_cascade_the_sum_is_the_logit_or_lrp_says_no():
+    model = models.load("squeezenet_imagenet")
+    x = photographs.normalize(photographs.whole(96)[0][:2])
+    y, refused = model(x).argmax(1), 0
+    for _, copied in randomization.cascading(model, seed=0):
+        try:
+            total = lrp_epsilon(copied, x, y).sum((1, 2, 3))
+            torch.testing.assert_close(total, logits(copied, x, y), rtol=0.2, atol=0)
+        except ValueError as error:
+            assert "overflows in 2 of 2 images" in str(error)
+            refused += 1
+    assert 3 <= refused <= 6
+
+
+@pytest.mark.parametrize("batch_size, seen", [(None, [6]), (1, [2, 2, 2]), (4, [4, 2]), (5, [4, 2]), (6, [6])])
+def test_a_pass_of_deeplift_counts_images_and_baselines(batch_size, seen):
+    model, x, y = cnn().double(), images(dtype=torch.float64), targets()
+    whole, sizes = deeplift(model, x, y), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    assert_same(deeplift(model, x, y, batch_size=batch_size), whole)
+    assert sizes[-len(seen) :] == seen
 
 
 # ---------------------------------------------------------------- what they add up to
@@ -686,7 +867,7 @@ def test_an_overflow_is_an_error():
     with torch.no_grad():
         for layer in layers:
             layer.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), layer.bias.fill_(1.0)
-    with pytest.raises(ValueError, match="the relevance overflows"):
+    with pytest.raises(ValueError, match="relevance overflows in 1 of 1 images"):
         lrp_epsilon(nn.Sequential(nn.Flatten(), *layers), torch.ones(1, 1, 1, 2), torch.tensor([0]))
 
 

@@ -13,6 +13,8 @@ from saliency_sanity.book import photographs
 from saliency_sanity.device import generator, seed_of
 from saliency_sanity.saliency import passes
 from saliency_sanity.saliency.perturbation import kernel_shap, lime, occlusion, superpixels
+from skimage.segmentation import slic
+from torch.nn import functional as F
 
 METHODS = {
     "occlusion": occlusion,
@@ -234,6 +236,66 @@ def test_photographs_are_cut_into_superpixels(device):
     assert (superpixels(x, 200).amax((1, 2)) > parts.amax((1, 2))).all()
     lighter, flat = superpixels(x * 3 - 1), superpixels(torch.ones_like(x))
     assert (lighter == parts).float().mean() > 0.99 and flat.shape == parts.shape
+
+
+def pictures(kind):
+    """One picture `(3, H, W)` of a kind that SLIC at its usual compactness runs together, or a plain one."""
+    draw = partial(torch.rand, generator=generator(0))
+    lines = (torch.arange(96) // 4 % 2).float()
+    made = {
+        "noise": lambda: draw(3, 64, 64),
+        "grey noise": lambda: draw(1, 70, 70).expand(3, -1, -1),
+        "noise, wide": lambda: draw(3, 64, 200),
+        "noise, tall": lambda: draw(3, 150, 64) * 255,
+        "half noise": lambda: torch.cat((draw(3, 64, 32), torch.zeros(3, 64, 32)), 2),
+        "stripes": lambda: lines.expand(3, 96, 96),
+        "checks": lambda: (lines != lines[:, None]).float().expand(3, 96, 96) * 1e-15,
+        "constant": lambda: torch.full((3, 64, 64), 0.7),
+        "one point": lambda: F.pad(torch.ones(3, 1, 1), (10, 80, 30, 40)),
+    }
+    return made[kind]() if kind in made else photographs.textures(224)[kind]
+
+
+@pytest.mark.parametrize("count", [49, 12, 90])
+@pytest.mark.parametrize(
+    "kind",
+    ["noise", "grey noise", "noise, wide", "noise, tall", "half noise", "stripes", "checks", "constant", "one point"]
+    + ["brick", "grass", "gravel"],
+)
+def test_whatever_the_picture_there_are_about_as_many_segments_as_asked_for(kind, count):
+    parts = superpixels(pictures(kind)[None], count)[0]
+    names = parts.unique()
+    assert names.tolist() == list(range(len(names))) and count / 2 <= len(names) <= 2 * count
+
+
+@pytest.mark.parametrize("count", [*range(1, 20), 48, 50, 144])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 20, 45), (3, 63, 13)])
+def test_a_grid_has_about_as_many_segments_as_asked_for(shape, count):
+    names, sizes = superpixels(images(1, shape), count)[0].unique(return_counts=True)
+    assert names.tolist() == list(range(len(names))) and count / 2 <= len(names) <= count
+    assert sizes.max() <= 4 * sizes.min()
+
+
+def test_where_slic_finds_enough_segments_they_are_its_own():
+    for x in photographs.whole(96)[0][:3]:
+        scaled = ((x - x.min()) / (x.max() - x.min())).double().permute(1, 2, 0).numpy()
+        plain = slic(scaled, n_segments=49, compactness=10, start_label=0)
+        assert len(np.unique(plain)) >= 25
+        for same in (x, x * 256 - 3 * 2**10, x / 4096):  # exact, or all but
+            assert (superpixels(same[None])[0] == torch.from_numpy(plain)).float().mean() > 0.99
+        assert torch.equal(superpixels(x[None])[0], torch.from_numpy(plain))
+
+
+@pytest.mark.parametrize("count", [0, -3, 2.5, None, True])
+def test_no_number_of_segments(count):
+    with pytest.raises(ValueError, match="count must be a whole number of segments"):
+        superpixels(images(), count)
+
+
+@fits
+def test_a_noisy_picture_has_more_than_one_value(method):
+    model, x = linear(shape=(3, 64, 64)), pictures("noise")[None]
+    assert len(method(model, x, targets(1)).unique()) >= 25
 
 
 def test_superpixels_follow_the_edges():
