@@ -1,7 +1,7 @@
 """Sanity checks for saliency maps: does an explanation of a neural network depend on the network at all?
 
 `sanity` runs the tests, `saliency` has the methods, `similarity` the metrics, `randomization` the ruined copies.
-The modules load when they are first used.
+`check_model` says whether a model can be explained, and `Wrapped` makes one of it that can. All load when first used.
 """
 
 from importlib import import_module
@@ -10,10 +10,12 @@ from warnings import warn
 
 if TYPE_CHECKING:
     from .checks import check_model as check_model
+    from .wrapper import Wrapped as Wrapped
 
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "Wrapped",
     "check_model",
     "device",
     "edges",
@@ -27,7 +29,7 @@ __all__ = [
     "similarity",
 ]
 
-_FUNCTIONS = {"check_model": "checks"}  # name -> the module it is taken from
+_HELD = {"Wrapped": "wrapper", "check_model": "checks"}  # name -> the module it is taken from
 
 # Modules that only the book needs were at the top before they got a room of their own; to be dropped after 0.2.
 _MOVED = {
@@ -45,8 +47,8 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    if name in _HELD:
+        return getattr(import_module(f"{__name__}.{_HELD[name]}"), name)
     if name in __all__:
         return import_module(f"{__name__}.{name}")
     if name in _MOVED:

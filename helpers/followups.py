@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
+from .checks import check_input, check_model
 from .device import generator, seed_of
-from .saliency.passes import class_count, places
+from .saliency.passes import class_count, differentiates, places
 from .sanity import Rows, draws_noise, heat_of, named, takes
 
 PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
@@ -30,6 +31,8 @@ def random_logit(
     """
     methods = named(methods, saliency.get, "methods")
     rows = Rows(named(metrics, similarity.get, "metrics"))
+    check_input(images, targets)
+    check_model(model, images, differentiable=any(map(differentiates, methods.values())))
     classes = class_count(model, images[:1])
     if classes < 2:
         raise ValueError("the model has one class only: there is no other logit to explain.")
@@ -114,6 +117,8 @@ def complexity_rise(
     """
     methods = named(methods, saliency.get, "methods")
     randomization.check_options(options, besides=["seeds", "bins"])
+    check_input(images, targets)
+    check_model(model, images, differentiable=any(map(differentiates, methods.values())))
     frames = []
     for seed in seeds:
         draws = randomization.Redraws(model, scheme="cascading", seed=seed, **{"example": images[:1], **options})

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import check_example
 from .device import generator
 from .model_state import Uses, private_copy
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
@@ -138,12 +139,14 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
         An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
     """
     check_options(options)
+    check_example(model, options.get("example"))
     return Redraws(model, scheme="cascading", seed=seed, **options).copies()
 
 
 def independent(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, nn.Module]]:
     """Randomise one stage at a time, all others as trained; options and errors as in `cascading`."""
     check_options(options)
+    check_example(model, options.get("example"))
     return Redraws(model, scheme="independent", seed=seed, **options).copies()
 
 

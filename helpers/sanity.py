@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .checks import check_input
+from .checks import check_input, check_model
 from .device import generator, progress, seed_of
 from .inference import predict
 from .randomization import Step
 from .replay import Tape
-from .saliency.passes import chunks, one_pass_of
+from .saliency.passes import chunks, differentiates, one_pass_of
 
 COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 
@@ -191,6 +191,8 @@ def parameter_randomization(
     if not seeds:
         raise ValueError("at least one seed is needed.")
     check_input(images, targets)
+    for network in (model, *twins):
+        check_model(network, images, differentiable=any(map(differentiates, methods.values())))
     randomization.check_options(options, besides=["seeds", "twins", "lines", "explain"])
     options = {"scheme": scheme, "stages": stages, "example": images[:1], **options}
     stages_left = len(randomization.Redraws(model, seed=0, **options)) + 1
@@ -295,6 +297,8 @@ def data_randomization(
     methods = named(methods, saliency.get, "methods")
     rows = Rows(named(metrics, similarity.get, "metrics"))
     check_input(images, targets)
+    for network in (*true_models, *random_models):
+        check_model(network, images, differentiable=any(map(differentiates, methods.values())))
     with progress(count * len(methods), show=show_progress) as bar:
         for k, model in enumerate(true_models):
             others = {

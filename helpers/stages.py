@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from .checks import check_example
 from .model_state import held_by_name, named_tensors, private_copy
 
 STATISTICS = nn.modules.batchnorm._NormBase  # batch and instance norms, which may keep running statistics
@@ -79,6 +80,7 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
         Unknown or overlapping names, a weight shared by two stages, nothing to randomise, or a model that
         cannot be traced.
     """
+    check_example(model, example)
     private, _, order = private_copy(model, example)
     return planned(private, order, stages)
 

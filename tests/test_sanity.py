@@ -14,6 +14,7 @@ from saliency_sanity.book import data, models
 from saliency_sanity.device import local_seed
 from saliency_sanity.inference import evaluating
 from saliency_sanity.saliency import METHODS
+from saliency_sanity.wrapper import Wrapped
 from scipy import stats
 from skimage.metrics import structural_similarity
 from torch import nn
@@ -395,7 +396,8 @@ def of_a_copy_without_biases(model, images, targets):
 
 
 def of_the_probability(model, images, targets):
-    return METHODS["gradient"](nn.Sequential(model, nn.Softmax(1)), images, targets)
+    model = Wrapped(nn.Sequential(model, nn.Softmax(1)), keep_probabilities=True)
+    return METHODS["gradient"](model, images, targets)
 
 
 def of_a_part(model, images, targets):

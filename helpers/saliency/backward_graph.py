@@ -1,9 +1,11 @@
 """What a model did, read off the backward graph under its logits."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
+
+from ..checks import NO_GRADIENT, refuse_false_zeros
 
 # Names of backward nodes, without "Backward0": those that only move or copy values, those that add them up,
 # and those that are linear as long as all factors but one are constants.
@@ -62,11 +64,32 @@ def refuse_unknown_steps(
 
 
 def gradient_or_zeros(
-    outputs: Tensor, at: Tensor, weights: Tensor | None = None, *, retain_graph: bool = False
+    outputs: Tensor,
+    at: Tensor,
+    weights: Tensor | None = None,
+    *,
+    retain_graph: bool = False,
+    run: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The gradient of `(outputs * weights).sum()` at `at`, weights 1 if None; zero where it is not depended on."""
-    if not outputs.requires_grad:
-        return torch.zeros_like(at)
-    weights = torch.ones_like(outputs) if weights is None else weights
-    (found,) = torch.autograd.grad(outputs, at, weights, allow_unused=True, retain_graph=retain_graph)
+    """The gradient of `(outputs * weights).sum()` at `at`, weights 1 if None; zero where it is not depended on.
+
+    Parameters
+    ----------
+    run : `run(values, places)`, the outputs, one each, of other values of `at` for the images at these places; with it
+        a zero is only returned where the output stays as it is. None where a rule of the method's own may rightly
+        send nothing back.
+
+    Raises
+    ------
+    ValueError
+        No gradient comes back, although the outputs follow `at`, or without `run` might.
+    """
+    found = None
+    if outputs.requires_grad:
+        weights = torch.ones_like(outputs) if weights is None else weights
+        (found,) = torch.autograd.grad(outputs, at, weights, allow_unused=True, retain_graph=retain_graph)
+    if run is not None:
+        refuse_false_zeros(run, at, found)
+    elif found is None:
+        raise ValueError(NO_GRADIENT)
     return torch.zeros_like(at) if found is None else found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_input, check_model
 from ..device import batches
-from ..inference import evaluating
+from ..inference import buffers_kept, explaining, random_state_kept
 from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
@@ -50,24 +50,37 @@ def chunks(count: int, images: Tensor, each: int = 1) -> Iterator[slice]:
     return batches(count, max(1, min(size, _AT_MOST.get() or size) // each))
 
 
-def explains(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def explains(function: Callable[..., Tensor] | None = None, *, differentiates: bool = True):
     """Make a method of `function(model, images, targets, **options)`.
 
-    Its input and its model are checked, and it takes `batch_size`, the images of one pass at most.
+    Its input and its model are checked, and it takes `batch_size`, the images of one pass at most. What the model draws
+    and counts while it is explained is put back. A method that never `differentiates` takes models without a gradient.
     """
+    if function is None:
+        return partial(explains, differentiates=differentiates)
 
     @wraps(function)
     def method(model: nn.Module, images: Tensor, targets: Tensor, *, batch_size: int | None = None, **options):
         check_input(images, targets)
-        if not _CHECKED.get():
-            check_model(model, images)
-        with at_most(batch_size), checked():
+        if _CHECKED.get():
+            with at_most(batch_size):
+                return function(model, images, targets, **options)
+        check_model(model, images, differentiable=differentiates)
+        with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
             return function(model, images, targets, **options)
 
     own = signature(function)
     knob = Parameter("batch_size", Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
     vars(method)["__signature__"] = own.replace(parameters=[*own.parameters.values(), knob])
+    vars(method)["differentiates"] = differentiates
     return method
+
+
+def differentiates(method: Callable[..., Tensor]) -> bool:
+    """Whether the method is one of ours, or options of one, that needs the gradient of the model."""
+    while isinstance(method, partial):
+        method = method.func
+    return getattr(method, "differentiates", False)
 
 
 def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
@@ -98,20 +111,6 @@ def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
         raise ValueError(
             f"the baseline of shape {tuple(baseline.shape)} does not fit images {tuple(images.shape)}."
         ) from None
-
-
-@contextmanager
-def explaining(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, parameters frozen and gradients switched on; all put back on the way out."""
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter, want in wanted:
-            parameter.requires_grad_(want)
 
 
 def class_count(model: nn.Module, images: Tensor) -> int:
@@ -145,7 +144,8 @@ def gradient_of_logits(model: nn.Module, images: Tensor, targets: Tensor) -> Ten
     """
     leaf = images.detach().clone().requires_grad_()
     # the copy lets a model write into its input
-    return gradient_or_zeros(chosen_logits(model, leaf.clone(), targets), leaf)
+    logits = chosen_logits(model, leaf.clone(), targets)
+    return gradient_or_zeros(logits, leaf, run=lambda other, places: chosen_logits(model, other, targets[places]))
 
 
 class OnePass:
@@ -202,7 +202,10 @@ class OnePass:
         with self.rule():
             logits = chosen_logits(run, at.clone() if leaf is None else at, targets)
             self.inspect(logits)
-            gradient = gradient_or_zeros(logits, at, retain_graph=leaf is not None)
+            # A rule may rightly send nothing back. A pass from a tape runs once: what fails there is run again in full.
+            plain = self.rule is nullcontext and leaf is None
+            again = (lambda other, places: chosen_logits(run, other, targets[places])) if plain else None
+            gradient = gradient_or_zeros(logits, at, retain_graph=leaf is not None, run=again)
         return self.finish(images.detach(), gradient)
 
 

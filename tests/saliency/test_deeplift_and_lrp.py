@@ -835,7 +835,7 @@ def ready(build):
 @pytest.mark.parametrize("name", REFUSED_BY_ALL)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_step_without_a_rule_is_refused(method, name):
-    with pytest.raises(ValueError, match="has no rule for a step of this model"):
+    with passes.checked(), pytest.raises(ValueError, match="has no rule for a step of this model"):
         method(ready(REFUSED_BY_ALL[name]), images(), targets())
 
 
@@ -843,7 +843,10 @@ def test_a_step_without_a_rule_is_refused(method, name):
 @pytest.mark.parametrize("name", REFUSED_BY_LRP)
 @pytest.mark.filterwarnings("ignore")
 def test_lrp_refuses(lrp, name):
-    with pytest.raises(ValueError, match="no rule for a step|layers that run once|output changes by it"):
+    with (
+        passes.checked(),
+        pytest.raises(ValueError, match="no rule for a step|layers that run once|output changes by it"),
+    ):
         lrp(ready(REFUSED_BY_LRP[name]), images(), targets())
 
 
@@ -857,7 +860,7 @@ def test_lrp_refuses_what_cannot_be_copied(lrp):
 
 @pytest.mark.parametrize("name", REFUSED_BY_DEEPLIFT)
 def test_deeplift_refuses(name):
-    with pytest.raises(ValueError, match="misses f|keeps the images of a batch apart"):
+    with passes.checked(), pytest.raises(ValueError, match="misses f|keeps the images of a batch apart"):
         deeplift(ready(REFUSED_BY_DEEPLIFT[name]), images(), targets(), baseline=images(seed=5))
 
 
