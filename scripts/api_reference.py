@@ -19,12 +19,12 @@ ORDER = (
     "book.training_dynamics"
 ).split()
 INSIDE = {"book", "book.assets", "book.claims.card", "model_state", "replay"}
-INSIDE |= {"saliency.passes", "saliency.backward_graph", "saliency.lrp_rules"}
+INSIDE |= {"saliency.passes", "saliency.places", "saliency.backward_graph", "saliency.lrp_rules"}
 INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
 INSIDE |= {f"randomization.{name}" for name in ("Step", "Redraws", "check_options")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Recipe", "book.models.checkpoint_name"}
 INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
-INSIDE |= {"saliency.cam.last_convolution", "book.training.check_labels", "book.explorer.render"}
+INSIDE |= {"book.training.check_labels", "book.explorer.render"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows
 

@@ -1,90 +1,294 @@
-"""Class activation maps: one weight a channel, drawn at the resolution of a convolution."""
+"""Class activation maps: one weight a channel, drawn at the resolution of a layer that has places."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checks import check_input, check_model
+from ..device import generator
 from .backprop_rules import guided_backprop
-from .backward_graph import gradient_or_zeros
 from .passes import chosen_logits, chunks, explaining, explains
+from .places import Reading, reading, rounding, watched, with_noise
 
 
-def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
-    """The `nn.Conv2d` that runs last in eval mode on `images`.
+class _Run(NamedTuple):
+    """The last run of a module, of those on the way from the images to the logits."""
+
+    name: str
+    shape: torch.Size
+    is_gate: bool  # every way from the images to the logits passes through its output
+
+
+def gradcam_layer(model: nn.Module, images: Tensor) -> str:
+    """The name of the layer at which `gradcam` draws its map where none is named.
+
+    It is the last output in a pass that has places (height and width above 1) and through which everything flows:
+    no way from the image to the logits leads past it, and the logits depend on its places. Where the last layer with
+    weights up to there is such an output too, it is that layer: by custom the map is drawn before norm and activation.
+
+    So a plain chain of convolutions has its last `nn.Conv2d`; a network of residual, dense or inception blocks the
+    output of the last block; a vision transformer with a class token the output of the last block but one, for
+    behind the last attention nothing depends on the patches. Weights play no part in it, but for layers that are
+    switched off: randomised copies of a model have the layer that the model has.
 
     Raises
     ------
     ValueError
-        No convolution runs.
+        No output is known to be of this kind; the message names the layers that have places.
     """
-    ran, hooks = [], []
+    check_input(images, torch.zeros(len(images), dtype=torch.int64))
+    check_model(model, images)
+    return _default(model, images)
+
+
+def _default(model: nn.Module, images: Tensor) -> str:
+    modules = dict(model.named_modules())
+    with explaining(model):
+        pair = with_noise(images)
+        runs = _runs(model, pair)
+        good = (at for at, run in reversed(list(enumerate(runs))) if _has_places(model, pair, modules[run.name], run))
+        last = next(good, None)
+        if last is None:
+            raise ValueError(_no_layer(runs))
+        weighted = [run for run in runs[: last + 1] if _has_weights(modules[run.name])]
+        if weighted and _has_places(model, pair, modules[weighted[-1].name], weighted[-1]):
+            return weighted[-1].name
+        return runs[last].name
+
+
+def _no_layer(runs: list[_Run]) -> str:
+    """Why no layer was chosen, and what to do."""
+    if not runs:
+        return (
+            "no layer of this model can be chosen for Grad-CAM: no gradient leads from the logits to the image, for a "
+            "part of the model runs under torch.no_grad() or is detached, or the logits do not depend on the image. "
+            "Let it run with gradients, or name a layer behind that part with layer=."
+        )
+    placed = [run.name for run in runs if run.name and len(run.shape) in (3, 4) and max(run.shape[2:]) > 1]
+    return (
+        "no layer of this model is known to have places through which everything flows from the image to the logits: "
+        "name one with layer=, and how to bring its output to (N, C, h, w) with reshape=; "
+        + (f"to choose from: {', '.join(placed[-12:])}." if placed else "no output of a module has height and width.")
+    )
+
+
+def _runs(model: nn.Module, images: Tensor) -> list[_Run]:
+    """The modules whose outputs the logits are made of, in the order in which they end."""
+    noted: dict[str, tuple] = {}
+
+    def note(name, _module, _inputs, output):
+        if not isinstance(output, Tensor) or not output.requires_grad:
+            return None
+        passed = output.clone()  # a node of its own, also where the output is one of several pieces of a tensor
+        noted.pop(name, None)
+        noted[name] = passed.grad_fn, output.shape
+        return passed
+
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()]
     try:
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                hooks.append(module.register_forward_hook(lambda module, *_: ran.append(module)))
-        with explaining(model), torch.no_grad():
-            model(images[:1].clone())
+        fed = images.clone().requires_grad_().clone()
+        entrance = fed.grad_fn
+        logits = model(fed)
     finally:
         for hook in hooks:
             hook.remove()
-    if not ran:
-        raise ValueError("this model runs no nn.Conv2d; name the layer to look at with layer=.")
-    return ran[-1]
+    way = _way(logits.grad_fn, entrance)
+    gates, waiting = set(), {logits.grad_fn}
+    for node in way:  # the logits' node first, no node before those that use it
+        waiting.discard(node)
+        if not waiting:
+            gates.add(node)
+        waiting.update(below for below, _ in node.next_functions if below in way)
+    return [_Run(name, shape, node in gates) for name, (node, shape) in noted.items() if node in way]
 
 
-def _layer(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> nn.Module:
-    modules = dict(model.named_modules())
+def _way(top, entrance) -> dict:
+    """The nodes of the backward graph on the ways from `top` to `entrance`, those of later steps first."""
+    ended: dict = {}
+    waiting = [(top, False)]
+    while waiting:
+        node, below_done = waiting.pop()
+        if node is None or node in ended:
+            continue
+        if below_done:
+            ended[node] = node is entrance or any(ended.get(below) for below, _ in node.next_functions)
+        else:
+            waiting.append((node, True))
+            waiting += [(below, False) for below, _ in node.next_functions]
+    return {node: None for node in reversed(ended) if ended[node]}
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether the module itself holds a matrix or a kernel, not only one number a channel."""
+    parametrized = [child for name, child in module.named_children() if name == "parametrizations"]
+    own = [
+        *module.parameters(recurse=False),
+        *(parameter for child in parametrized for parameter in child.parameters()),
+    ]
+    return any(parameter.ndim > 1 for parameter in own)
+
+
+def _has_places(model: nn.Module, images: Tensor, module: nn.Module, run: _Run) -> bool:
+    """Whether everything flows through this output, and through its places. `images` are two."""
+    if not run.is_gate or len(run.shape) not in (3, 4) or run.shape[0] != len(images):
+        return False
+    read = reading(model, images, module, run.name, run.shape)
+    if read is None:
+        return False
+    blank = torch.zeros(run.shape, device=images.device, requires_grad=True)
+    values = read(blank)
+    if min(values.shape[2:]) == 1:
+        return False
+    placed = torch.autograd.grad(values.sum(), blank)[0].bool()
+    if placed.all():
+        return True
+    # Behind the last attention the logits hang on the class token alone, which is no place.
+    logits, output = watched(model, images, module, run.name)
+    (gradient,) = torch.autograd.grad((logits * _numbers(logits)).sum(), output)
+    if gradient.any():
+        return bool(gradient[placed].any())
+
+    def is_felt(where: Tensor) -> bool:
+        spoilt, _ = watched(model, images, module, run.name, lambda kept: kept.masked_fill(where, torch.nan))
+        return bool(spoilt.isnan().any())
+
+    # Weights are zero somewhere. A NaN arrives all the same, unless the model drops it.
+    return is_felt(placed) or not is_felt(torch.ones_like(placed))
+
+
+def _numbers(like: Tensor) -> Tensor:
+    return torch.randn(like.shape, generator=generator(1), dtype=torch.float64).to(like)
+
+
+def _named(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> str:
+    """The name of the layer."""
     if layer is None:
-        return last_convolution(model, images)
-    if isinstance(layer, str) and layer in modules:
-        return modules[layer]
-    if isinstance(layer, nn.Module) and any(layer is module for module in modules.values()):
-        return layer
-    known = ", ".join(name for name in modules if name)
+        return _default(model, images)
+    for name, module in model.named_modules():
+        if layer is module or (isinstance(layer, str) and layer == name):
+            return name
+    known = ", ".join(name for name, _ in model.named_modules() if name)
     raise ValueError(f"layer {layer!r} is not part of this model; its layers: {known}.")
 
 
+def _known_reading(
+    model: nn.Module, images: Tensor, module: nn.Module, name: str, output: Tensor, reshape: str | Reading | None
+) -> Reading:
+    """How to read the layer's output; raises where that cannot be told or the layer has no place."""
+    shape = tuple(output.shape)
+    if callable(reshape):
+        made = reshape(output.detach())
+        if not isinstance(made, Tensor) or made.ndim != 4 or len(made) != len(output) or made[0, 0].numel() < 2:
+            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(
+                f"reshape must make (N, C, h, w) with h * w > 1 of {shape}, the output of layer {name!r}; got {got}."
+            )
+        return reshape
+    if reshape not in (None, "tokens"):
+        raise ValueError(f"reshape must be 'tokens', a function or None, got {reshape!r}.")
+    if len(shape) == 4 and reshape is None and sorted(shape[1:])[1] == 1:
+        raise ValueError(
+            f"layer {name!r} has no place: its output is {shape}. Name a layer before the pooling with layer=."
+        )
+    fits = len(shape) == 3 or (len(shape) == 4 and reshape is None)
+    read = reading(model, images, module, name, shape) if fits else None
+    if read is None:
+        raise ValueError(
+            f"the output of layer {name!r} is {shape}, and not known to be (N, C, h, w), (N, h, w, C) or tokens "
+            "(N, T, C) of a grid: name another layer with layer=, or bring it to (N, C, h, w) with reshape=, "
+            "for example reshape=lambda output: output.permute(0, 3, 1, 2)."
+        )
+    return read
+
+
 @explains
-def gradcam(model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None) -> Tensor:
+def gradcam(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    layer: str | nn.Module | None = None,
+    reshape: str | Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Grad-CAM: activations of a layer weighted by their mean gradient, rectified, stretched to image size.
 
-    Maps `(N, 1, H, W)` >= 0, bilinear. `layer` is a name or module of the model whose output is
-    `(N, C, h, w)`; None takes the convolution that runs last. Selvaraju et al. (2017).
+    Maps `(N, 1, H, W)` >= 0, bilinear. Selvaraju et al. (2017). A map of zeros says that the weighted sum is nowhere
+    positive.
+
+    Parameters
+    ----------
+    layer : name or module of the model; None takes `gradcam_layer(model, images)`. A layer that runs several times
+        is seen where it runs last.
+    reshape : how the layer's output becomes `(N, C, h, w)`: a function that moves values and drops some, used on the
+        gradient too; `"tokens"` for patches in rows `(N, T, C)`, with class and register tokens left out; or None,
+        which finds out whether it is `(N, C, h, w)`, `(N, h, w, C)` or tokens.
 
     Raises
     ------
     ValueError
-        The model has no convolution, or the layer is unknown, does not run, or has no spatial output.
+        The layer is unknown, does not run, has no place, or its places cannot be told; no layer can be chosen; or
+        no gradient reaches the layer although the logits depend on it.
     """
-    module = _layer(model, images, layer)
-    kept = []
+    name = _named(model, images, layer)
+    module = model.get_submodule(name)
+    read: Reading | None = None
+    small = []
+    with explaining(model):
+        for part in chunks(len(images), images):
+            run = partial(chosen_logits, model, targets=targets[part])
+            logits, output = watched(run, images[part], module, name)
+            read = read or _known_reading(model, images, module, name, output, reshape)
+            weights = read(_gradient(run, images[part], module, name, logits, output)).mean((2, 3), keepdim=True)
+            small.append((weights * read(output.detach())).sum(1, keepdim=True).relu())
+        maps = torch.cat(small)
+        is_flat = bool((maps.amax((1, 2, 3)) - maps.amin((1, 2, 3)) <= rounding(maps)).all())
+        if layer is None and read and is_flat and maps.any():
+            _refuse_a_layer_without_a_place(model, images, module, name, read)
+    return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
 
-    def keep(module, inputs, output):
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise ValueError(f"the output of layer {layer!r} is not (N, C, h, w): no map can be drawn from it.")
-        kept.append(output.detach().clone().requires_grad_())
-        return kept[-1].clone()
 
-    maps = []
-    hook = module.register_forward_hook(keep)
-    try:
-        with explaining(model):
-            for part in chunks(len(images), images):
-                kept.clear()
-                logits = chosen_logits(model, images[part].detach().clone(), targets[part])
-                if not kept:
-                    raise ValueError(f"layer {layer!r} does not run in this model.")
-                weights = gradient_or_zeros(logits, kept[-1]).mean((2, 3), keepdim=True)
-                small = (weights * kept[-1].detach()).sum(1, keepdim=True).relu()
-                maps.append(F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False))
-    finally:
-        hook.remove()
-    return torch.cat(maps)
+def _refuse_a_layer_without_a_place(
+    model: nn.Module, images: Tensor, module: nn.Module, name: str, read: Reading
+) -> None:
+    """Raise if the layer has one number a channel, the same everywhere, that differs from image to image."""
+    with torch.no_grad():
+        values = read(watched(model, with_noise(images), module, name)[1].detach())
+    spread = (values.amax((2, 3)) - values.amin((2, 3))).amax()
+    if spread <= rounding(values) < (values[0] - values[1]).abs().amax():
+        raise ValueError(
+            f"the map at layer {name!r}, which was chosen because none was named, is the same everywhere: what it puts "
+            "out does not depend on the place. Name an earlier layer with layer=."
+        )
+
+
+def _gradient(
+    run: Callable[[Tensor], Tensor], images: Tensor, module: nn.Module, name: str, logits: Tensor, output: Tensor
+) -> Tensor:
+    """The gradient at the layer's output; zeros where no way leads there only if the logits do not depend on it."""
+    found = torch.autograd.grad(logits.sum(), output, allow_unused=True)[0] if logits.requires_grad else None
+    if found is None:
+        with torch.no_grad():
+            moved = watched(run, images, module, name, lambda kept: kept + _numbers(kept))[0]
+        if (moved - logits).abs().amax() > rounding(logits):
+            raise ValueError(
+                f"no gradient reaches layer {name!r}, although the logits depend on it: a part of the model behind it "
+                "runs under torch.no_grad() or is detached. Let it run with gradients, or name a later layer."
+            )
+    return torch.zeros_like(output) if found is None else found
 
 
 @explains
 def guided_gradcam(
-    model: nn.Module, images: Tensor, targets: Tensor, *, layer: str | nn.Module | None = None
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    layer: str | nn.Module | None = None,
+    reshape: str | Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Guided Backprop times Grad-CAM, pixel by pixel; Selvaraju et al. (2017). Signed maps `(N, C, H, W)`."""
-    return guided_backprop(model, images, targets) * gradcam(model, images, targets, layer=layer)
+    return guided_backprop(model, images, targets) * gradcam(model, images, targets, layer=layer, reshape=reshape)
