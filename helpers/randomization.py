@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from .dataflow import Flow
 from .device import generator
-from .model_state import Uses, private_copy
+from .model_state import Uses
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
-from .recipes import Recipe, assembled, drawn, recalibrate
+from .private import private_copy
+from .recipes import Recipe, assembled, drawn, recalibrate, settled
 from .stages import Plan, Stage, planned
 
 __all__ = ["SCHEMES", "Plan", "Stage", "Uses", "cascading", "independent", "plan"]
@@ -24,7 +25,7 @@ CHOICES = {
     "init": ("reset", "truncated_normal", "uniform", "permute"),
     "bias": ("init", "zero", "keep"),
     "affine": ("reset", "init", "keep"),
-    "batch_norm": ("reset", "keep", "recalibrate"),
+    "batch_norm": ("reset", "keep", "recalibrate", "auto"),
     "order": ("top_down", "bottom_up"),
 }
 
@@ -72,7 +73,7 @@ class Redraws:
         std: float | str = 0.01,
         bias: str = "init",
         affine: str = "reset",
-        batch_norm: str = "reset",
+        batch_norm: str = "auto",
         calibration: Tensor | None = None,
         example: Tensor | None = None,
         order: str = "top_down",
@@ -86,14 +87,20 @@ class Redraws:
         if std != "trained" and not (isinstance(std, (int, float)) and std > 0):
             raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
         if batch_norm == "recalibrate" and calibration is None:
-            raise ValueError("batch_norm='recalibrate' needs calibration=, the images to measure the statistics on.")
-        if batch_norm != "recalibrate" and calibration is not None:
-            raise ValueError("calibration= is used with batch_norm='recalibrate' only.")
+            raise ValueError(
+                "batch_norm='recalibrate' needs calibration=, the images to measure the statistics on; "
+                "batch_norm='auto' recalibrates on the example, and where it has to."
+            )
+        if batch_norm not in ("recalibrate", "auto") and calibration is not None:
+            raise ValueError("calibration= is used with batch_norm='recalibrate' or 'auto' only.")
         seeds = generator(seed)
         self.private, self.fresh, self.order_in_use, constant = private_copy(model, example)
         self.found = planned(self.private, self.order_in_use, Flow(self.private, example), stages, constant)
         draws = torch.randint(2**62, (len(self.found.stages),), generator=seeds).tolist()
         self.steps = list(zip(self.found.stages, draws))[:: -1 if order == "bottom_up" else 1]
+        if batch_norm == "auto":
+            drawn_in_order = [stage for stage, _ in self.steps]
+            self.recipe = settled(self.recipe, self.private, self.fresh, self.order_in_use, drawn_in_order, example)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -147,14 +154,19 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     model : any module; it is left bit for bit as it is.
     seed : one seed, one set of new weights, the same on every device and in `independent`.
     stages, example : see `plan`.
-    init : `"reset"` (each layer's own initialiser), `"truncated_normal"` (cut at two standard deviations),
-        `"uniform"` (of the same standard deviation) or `"permute"` (the trained weights shuffled).
+    init : `"reset"` (each layer's own initialiser, and for what has none a normal with the trained tensor's standard
+        deviation, not cut; with its root mean square where all its values are equal, so that zeros stay),
+        `"truncated_normal"` (cut at two standard deviations), `"uniform"` (of the same standard deviation) or
+        `"permute"` (the trained weights shuffled).
     std : standard deviation of the two distributions, before the cut (which leaves .88 of it); `"trained"` takes
         that of each trained tensor.
     bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
     affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values
-        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`.
+        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`. `"auto"` resets them unless
+        the logits of the randomised copies then hardly depend on the image (networks of many depthwise convolutions),
+        and else recalibrates, on `calibration` or on the example; without an example it resets. The choice does not
+        depend on the seed. In frozen norms these four values are buffers, which are treated alike.
     order : `"top_down"` from the output to the input, or `"bottom_up"`.
 
     Returns
@@ -165,7 +177,8 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     Raises
     ------
     ValueError
-        An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
+        An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised or is after all
+        as it was, a batch norm that cannot be recalibrated.
     """
     check_options(options)
     return Redraws(model, scheme="cascading", seed=seed, **options).copies()

@@ -141,7 +141,7 @@ class _Opening:
         return names
 
     def _next(self, names: list[str]) -> str | None:
-        if len(names) == 1 and self.inside(names[0]) and not named_tensors(find(self.model, names[0]), recurse=False):
+        if len(names) == 1 and self.inside(names[0]) and not own_tensors(self.model.get_submodule(names[0])):
             return names[0]
         total = sum(map(self.size, names))
         modules = [name for name in names if len(self.inside(name)) > 1]
