@@ -4,6 +4,7 @@ A *stage* is a piece of the model that is randomised at once (`stages`); stages 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from inspect import signature
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_example
+from .dataflow import Flow
 from .device import generator
-from .model_state import Uses, private_copy
+from .model_state import Uses
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
-from .recipes import Recipe, assembled, randomised, recalibrate
-from .stages import Plan, Stage, plan, planned
+from .private import private_copy
+from .recipes import Recipe, assembled, drawn, recalibrate, settled
+from .stages import Plan, Stage, planned
 
 __all__ = ["SCHEMES", "Plan", "Stage", "Uses", "cascading", "independent", "plan"]
 
@@ -23,9 +26,31 @@ CHOICES = {
     "init": ("reset", "truncated_normal", "uniform", "permute"),
     "bias": ("init", "zero", "keep"),
     "affine": ("reset", "init", "keep"),
-    "batch_norm": ("reset", "keep", "recalibrate"),
+    "batch_norm": ("reset", "keep", "recalibrate", "auto"),
     "order": ("top_down", "bottom_up"),
 }
+
+
+def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example: Tensor | None = None) -> Plan:
+    """The stages of `model` from the output to the input, and what is not randomised.
+
+    Parameters
+    ----------
+    stages : None takes the children that hold parameters, `nn.Sequential` opened, and so are networks among them
+        (a backbone, an encoder): what runs one after the other inside them. What a skip bridges, like the block of a
+        residual network or a transformer, stays whole. `"layers"` goes down to single layers. In both, a norm joins
+        the layer before it, and a lone parameter (class token, position table) is a stage. A list of names is taken
+        as given.
+    example : a batch of inputs to run a few times in eval mode; None traces the model with `torch.fx`.
+
+    Raises
+    ------
+    ValueError
+        Unknown or overlapping names, a weight shared by two stages, nothing to randomise, a model that cannot be
+        copied or traced, or one that keeps what it computed from its weights where it cannot be emptied.
+    """
+    check_example(model, example)
+    return Redraws(model, scheme="cascading", seed=0, stages=stages, example=example).plan
 
 
 class Step(NamedTuple):
@@ -50,7 +75,7 @@ class Redraws:
         std: float | str = 0.01,
         bias: str = "init",
         affine: str = "reset",
-        batch_norm: str = "reset",
+        batch_norm: str = "auto",
         calibration: Tensor | None = None,
         example: Tensor | None = None,
         order: str = "top_down",
@@ -64,17 +89,30 @@ class Redraws:
         if std != "trained" and not (isinstance(std, (int, float)) and std > 0):
             raise ValueError(f"std must be a positive number or 'trained', got {std!r}.")
         if batch_norm == "recalibrate" and calibration is None:
-            raise ValueError("batch_norm='recalibrate' needs calibration=, the images to measure the statistics on.")
-        if batch_norm != "recalibrate" and calibration is not None:
-            raise ValueError("calibration= is used with batch_norm='recalibrate' only.")
+            raise ValueError(
+                "batch_norm='recalibrate' needs calibration=, the images to measure the statistics on; "
+                "batch_norm='auto' recalibrates on the example, and where it has to."
+            )
+        if batch_norm not in ("recalibrate", "auto") and calibration is not None:
+            raise ValueError("calibration= is used with batch_norm='recalibrate' or 'auto' only.")
         seeds = generator(seed)
-        self.private, self.fresh, order_in_use = private_copy(model, example)
-        found = planned(self.private, order_in_use, stages).stages
-        draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
-        self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
+        self.private, self.fresh, self.order_in_use, constant = private_copy(model, example)
+        self.found = planned(self.private, self.order_in_use, Flow(self.private, example), stages, constant)
+        draws = torch.randint(2**62, (len(self.found.stages),), generator=seeds).tolist()
+        self.steps = list(zip(self.found.stages, draws))[:: -1 if order == "bottom_up" else 1]
+        if batch_norm == "auto":
+            drawn_in_order = [stage for stage, _ in self.steps]
+            self.recipe = settled(self.recipe, self.private, self.fresh, self.order_in_use, drawn_in_order, example)
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is randomised and what is not, known once every stage has been drawn."""
+        all_drawn = [drawn(self.private, stage, self.order_in_use, draw, self.recipe) for stage, draw in self.steps]
+        fallback, kept = ([name for one in all_drawn for name in names] for names in list(zip(*all_drawn))[1:])
+        return self.found._replace(fallback=list(fallback), kept=list(kept), batch_norm=self.recipe.batch_norm)
 
     def _new_tensors(self) -> Iterator[tuple[str, dict[int, Tensor]]]:
         new: dict[int, Tensor] = {}
@@ -82,7 +120,7 @@ class Redraws:
         for stage, draw in self.steps:
             if not self.cumulative:
                 new, members = {}, ()
-            new = new | randomised(self.private, stage, draw, self.recipe)
+            new = new | drawn(self.private, stage, self.order_in_use, draw, self.recipe).new
             members += stage.members
             if self.recipe.batch_norm == "recalibrate" and self.recipe.calibration is not None:
                 measured = assembled(self.private, new, self.fresh)
@@ -118,14 +156,19 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     model : any module; it is left bit for bit as it is.
     seed : one seed, one set of new weights, the same on every device and in `independent`.
     stages, example : see `plan`.
-    init : `"reset"` (each layer's own initialiser), `"truncated_normal"` (cut at two standard deviations),
-        `"uniform"` (of the same standard deviation) or `"permute"` (the trained weights shuffled).
+    init : `"reset"` (each layer's own initialiser, and for what has none a normal with the trained tensor's standard
+        deviation, not cut; with its root mean square where all its values are equal, so that zeros stay),
+        `"truncated_normal"` (cut at two standard deviations), `"uniform"` (of the same standard deviation) or
+        `"permute"` (the trained weights shuffled).
     std : standard deviation of the two distributions, before the cut (which leaves .88 of it); `"trained"` takes
         that of each trained tensor.
     bias : biases follow `"init"`, become `"zero"`, or `"keep"` their values.
     affine : weight and bias of norms are `"reset"` to 1 and 0, follow `"init"`, or `"keep"` their values.
     batch_norm : statistics of randomised norm layers are `"reset"` to 0 and 1, `"keep"` their trained values
-        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`.
+        (the released code of 2018), or are `"recalibrate"`d on the images `calibration`. `"auto"` resets them unless
+        the logits of the randomised copies then hardly depend on the image (networks of many depthwise convolutions),
+        and else recalibrates, on `calibration` or on the example; without an example it resets. The choice does not
+        depend on the seed. In frozen norms these four values are buffers, which are treated alike.
     order : `"top_down"` from the output to the input, or `"bottom_up"`.
 
     Returns
@@ -136,7 +179,8 @@ def cascading(model: nn.Module, *, seed: int, **options) -> Iterator[tuple[str, 
     Raises
     ------
     ValueError
-        An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised.
+        An unknown option, a model that cannot be copied or traced, a stage that cannot be randomised or is after all
+        as it was, a batch norm that cannot be recalibrated.
     """
     check_options(options)
     check_example(model, options.get("example"))
