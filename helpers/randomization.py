@@ -4,14 +4,15 @@ A *stage* is a piece of the model that is randomised at once (`stages`); stages 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from functools import partial
 from inspect import signature
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .device import generator
-from .model_state import Uses, private_copy
+from .model_state import Uses, all_tensors, private_copy
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
 from .recipes import Recipe, assembled, randomised, recalibrate
 from .stages import Plan, Stage, plan, planned
@@ -25,14 +26,6 @@ CHOICES = {
     "batch_norm": ("reset", "keep", "recalibrate"),
     "order": ("top_down", "bottom_up"),
 }
-
-
-class Step(NamedTuple):
-    """A randomised copy, and the identities of the tensors of the private model that are others in it."""
-
-    name: str
-    model: nn.Module
-    changed: frozenset[int]
 
 
 class Redraws:
@@ -68,37 +61,64 @@ class Redraws:
             raise ValueError("calibration= is used with batch_norm='recalibrate' only.")
         seeds = generator(seed)
         self.private, self.fresh, order_in_use = private_copy(model, example)
-        found = planned(self.private, order_in_use, stages).stages
-        draws = torch.randint(2**62, (len(found),), generator=seeds).tolist()
-        self.steps = list(zip(found, draws))[:: -1 if order == "bottom_up" else 1]
+        self.plan = planned(self.private, order_in_use, stages)
+        self.twin = _twin_on_cpu(self.private)
+        self.pairs = list(zip(all_tensors(self.twin), all_tensors(self.private), strict=True))
+        self._take(seeds)
+
+    def _take(self, seeds: torch.Generator) -> None:
+        draws = torch.randint(2**62, (len(self.plan.stages),), generator=seeds).tolist()
+        self.steps = list(zip(self.plan.stages, draws))[:: -1 if self.order == "bottom_up" else 1]
+
+    def begin(self, seed: int) -> None:
+        """Draw from another seed from now on, in the same private copy."""
+        self._take(generator(seed))
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def _new_tensors(self) -> Iterator[tuple[str, dict[int, Tensor]]]:
+    def _drawn(self, stage: Stage, draw: int) -> dict[int, Tensor]:
+        """The new tensors of a stage, by the identity of those of `private`."""
+        new = randomised(self.twin, stage, draw, self.recipe)
+        if self.twin is self.private:
+            return new
+        return {id(own): _sent(new[id(twin)], own.device) for twin, own in self.pairs if id(twin) in new}
+
+    def new_tensors(self, copied: Callable[[dict[int, Tensor]], nn.Module]) -> Iterator[tuple[str, dict[int, Tensor]]]:
+        """(stage name, all tensors that are new by then, by the identity of those of `private`), step by step.
+
+        `copied(new)` makes a copy of `private` that holds them, in which statistics are measured.
+        """
         new: dict[int, Tensor] = {}
         members: tuple[str, ...] = ()
         for stage, draw in self.steps:
             if not self.cumulative:
                 new, members = {}, ()
-            new = new | randomised(self.private, stage, draw, self.recipe)
+            new = new | self._drawn(stage, draw)
             members += stage.members
             if self.recipe.batch_norm == "recalibrate" and self.recipe.calibration is not None:
-                measured = assembled(self.private, new, self.fresh)
+                measured = copied(new)
                 recalibrate(measured, members, self.recipe.calibration)
                 pairs = zip(self.private.buffers(), measured.buffers(), strict=True)
-                new |= {id(old): buffer for old, buffer in pairs if id(old) in new}
+                new |= {id(old): buffer.detach() for old, buffer in pairs if id(old) in new}
             yield stage.name, new
-
-    def shared_copies(self) -> Iterator[Step]:
-        """Randomised copies that share all weights that are equal, with one another and with `private`."""
-        for name, new in self._new_tensors():
-            yield Step(name, assembled(self.private, new, self.fresh), frozenset(new))
 
     def copies(self) -> Iterator[tuple[str, nn.Module]]:
         """(stage name, randomised copy), step by step; what was randomised is each copy's own."""
-        for name, new in self._new_tensors():
+        for name, new in self.new_tensors(partial(assembled, self.private, fresh=self.fresh)):
             yield name, assembled(self.private, new, self.fresh, own=True)
+
+
+@torch.inference_mode(False)
+def _twin_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy of a model on a GPU, from which weights are drawn while the GPU works; another model itself."""
+    return deepcopy(model).cpu() if any(tensor.is_cuda for tensor in all_tensors(model)) else model
+
+
+@torch.inference_mode(False)
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on their way to a device, whose work goes on meanwhile."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def check_options(options: Iterable[str], *, besides: Iterable[str] = ()) -> None:
