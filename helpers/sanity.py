@@ -133,7 +133,7 @@ def _lay_out(model: nn.Module, images: Tensor) -> Tensor:
     try:
         predict(model, moved[:2])
         return moved
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         model.to(memory_format=torch.contiguous_format)
         return images
 
