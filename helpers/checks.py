@@ -95,8 +95,8 @@ def check_kind(model: nn.Module) -> None:
 def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True) -> None:
     """Raise unless `model` maps images like these to logits `(N, classes)` that can be explained.
 
-    Two passes of two images and two of one, in eval mode, a few more only where something looks wrong. The model, what it keeps as attributes and the
-    global random states are left as they were.
+    Two passes of two images and two of one, in eval mode, a few more only where something looks wrong. The model, what
+    it keeps as attributes and the global random states are left as they were.
 
     Parameters
     ----------

@@ -16,7 +16,13 @@ from .stages import Plan
 
 MOST_TRIED = 64  # passes: a method that takes more of them for one map is not tried beforehand
 WIDTH = 110  # characters of a line
-FIELDS = {"unused": "stay as trained, because they do not run"}
+FIELDS = {
+    "unused": "stay as trained, because they do not run",
+    "constant": "stay as they are, being no parameters",
+    "fallback": "without an initialiser, drawn from a normal of the trained width",
+    "kept": "as before, by an option or because it is their initial value",
+    "batch_norm": "statistics of batch norm",
+}
 
 
 def at_one_layer(methods: Mapping[str, Function], model: nn.Module, images: Tensor) -> tuple[dict, str | None]:
