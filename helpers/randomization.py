@@ -109,8 +109,9 @@ class Redraws:
     def plan(self) -> Plan:
         """What is randomised and what is not, known once every stage has been drawn."""
         all_drawn = [drawn(self.private, stage, self.order_in_use, draw, self.recipe) for stage, draw in self.steps]
-        fallback, kept = ([name for one in all_drawn for name in names] for names in list(zip(*all_drawn))[1:])
-        return self.found._replace(fallback=list(fallback), kept=list(kept), batch_norm=self.recipe.batch_norm)
+        fallback = [name for one in all_drawn for name in one.fallback]
+        kept = [name for one in all_drawn for name in one.kept]
+        return self.found._replace(fallback=fallback, kept=kept, batch_norm=self.recipe.batch_norm)
 
     def _new_tensors(self) -> Iterator[tuple[str, dict[int, Tensor]]]:
         new: dict[int, Tensor] = {}
