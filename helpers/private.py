@@ -99,7 +99,7 @@ def private_copy(model: nn.Module, example: Tensor | None) -> PrivateCopy:
         with _Watch() as watch:
             order = order_of_use(private, example)
         first = _counts(private, watch)
-    fresh |= _left_by_a_pass(model, private, fresh, first, example)
+    fresh |= _left_by_a_pass(model, private, fresh, first, {place.path for place in held}, example)
     refresh(private, fresh)
     constants = [place for place in held if (place.module, place.attribute) not in fresh]
     _refuse_unknown(private, first, constants)
@@ -115,8 +115,8 @@ def _refuse_others(model: nn.Module, private: nn.Module, watch: _Watch, hidden: 
     tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     if others := [name for key, name in tensors.items() if watch.used[key]]:
         raise ValueError(
-            f"a copy of this model still uses {', '.join(map(repr, others))} of the model itself: something that cannot "
-            "be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
+            f"a copy of this model still uses {', '.join(map(repr, others))} of the model itself: something that can "
+            "not be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
         )
     if hidden:
         raise ValueError(
@@ -318,25 +318,35 @@ def _emptied(place: Place) -> Iterator[Callable[[], bool] | None]:
         held.update(saved) if isinstance(held, dict) else held.extend(saved)
 
 
-def _left_by_a_pass(model: nn.Module, private: nn.Module, fresh: Fresh, first: Counter[str], example: Tensor) -> Fresh:
-    """What a pass, whose uses are the `first`, has left in the modules, so that later ones use fewer tensors.
+def _left_by_a_pass(
+    model: nn.Module, private: nn.Module, fresh: Fresh, first: Counter[str], known: set[str], example: Tensor
+) -> Fresh:
+    """What a pass, whose uses are the `first`, has left in the modules and a second one reads.
+
+    Besides tensors in places that are not `known`, this is what makes it use parameters less often.
 
     Raises
     ------
     ValueError
         It is left somewhere else.
     """
-    if not first - _uses(private, example):
+    filled = [(place, tensor) for place, tensor in plain_places(private) if place.path not in known]
+    with evaluating(private), torch.no_grad(), _Watch() as watch:
+        private(example.clone())
+    read = [(place, tensor) for place, tensor in filled if watch.used[id(tensor)]]
+    if not read and not first - _counts(private, watch):
         return {}
     before = copied(model)
     refresh(before, fresh)
     left = fresh | _differences(before, private)
     refresh(private, left)
-    if lost := sorted(first - _uses(private, example)):
+    still = {id(tensor) for _, tensor in plain_places(private)}
+    places = [place.path for place, tensor in read if id(tensor) in still]
+    if lost := places or sorted(first - _uses(private, example)):
         raise ValueError(
-            f"a pass of this model keeps what it computes from {', '.join(map(repr, lost))} where it cannot be "
-            "emptied, like functools.lru_cache, a global or what a hook closes over: with other weights it would go on "
-            "with the trained ones. Keep it as an attribute of a module instead."
+            f"a pass of this model keeps what it computes{' at' if places else ' from'} {', '.join(map(repr, lost))} "
+            "where it cannot be emptied, like functools.lru_cache, a global or what a hook closes over: with other "
+            "weights it would go on with the trained ones. Keep it as an attribute of a module instead."
         )
     return left
 
