@@ -226,7 +226,7 @@ def test_a_model_that_cannot_be_traced_asks_for_an_example(scheme):
 
 def test_an_example_that_the_model_refuses_leaves_it_as_it_was():
     model = cnn().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="cannot run on images of shape"):
         plan(model, example=images(1, (4, 12, 12)))
     assert all(module.training for module in model.modules())
 
