@@ -135,6 +135,7 @@ def spectral_noise(maps: Tensor, *, seed: int, indices: Sequence[int] | None = N
     in the whole set, by `indices`; None counts from 0.
     """
     whole = range(len(maps)) if indices is None else indices
+    maps = maps if maps.dtype == torch.float64 else maps.float()  # there is no transform of half precision
     drawn = [torch.randn(maps.shape[1:], generator=generator(seed_of(seed, place))) for place in whole]
     white = torch.fft.rfft2(torch.stack(drawn).to(maps))
     return torch.fft.irfft2(torch.fft.rfft2(maps).abs() * torch.sgn(white), s=maps.shape[-2:])

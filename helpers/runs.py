@@ -62,8 +62,9 @@ class Run:
             self.entries += comparison.entries()
         except Refusal as refusal:
             self.entries.append(comparison.rows(side).refused(str(refusal)))
-            if self.refusals.setdefault(label, str(refusal)) == str(refusal) and steps:
+            if label not in self.refusals:
                 self._say(f"{label} refuses: {refusal}")
+            self.refusals.setdefault(label, str(refusal))
         if steps:
             self.done += 1
             self.bar.update(steps_before + steps - self.bar.n)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
+COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity", "note"]
 check = partial(sanity.parameter_randomization, show_progress=False)
 
 
@@ -62,12 +62,14 @@ def by_hand(model, x, y, methods, metrics, scheme="cascading", seeds=(0, 1), exp
                 reference, maps = heat(function, model, x, y), heat(function, copy, x, classes)
                 for metric in metrics:
                     values = similarity.METRICS[metric](reference, maps).tolist()
-                    rows += [(scheme, "curve", seed, stage, layer, method, metric, i, v) for i, v in enumerate(values)]
+                    rows += [
+                        (scheme, "curve", seed, stage, layer, method, metric, i, v, "") for i, v in enumerate(values)
+                    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def assert_same_frame(ours, theirs, tolerance=1e-6):
-    keys = COLUMNS[:-1]
+    keys = COLUMNS[:-2]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].to_dict("list") == theirs[keys].to_dict("list")
     np.testing.assert_allclose(ours.similarity, theirs.similarity, atol=tolerance)
@@ -96,7 +98,7 @@ def test_the_frame_is_tidy_and_complete(x, y):
         **{(line, method): 2 * cell for line in ("noise", "other_image", "twin") for method in methods},
         ("retest", "smoothgrad"): 2 * cell,
     }
-    assert not frame.duplicated(COLUMNS[:-1]).any()
+    assert not frame.duplicated(COLUMNS[:-2]).any()
     assert set(frame.seed[frame.scheme != "twin"]) == {3, 5} and set(lines(frame, "twin").seed) == {0, 1}
     own = curves(frame)
     assert own.drop_duplicates("stage").layer.tolist() == ["", *SMALL]
@@ -740,7 +742,7 @@ def a_frame():
         rows += [("noise", "floor", seed, 0, "", "g", "m", i, 0.0) for i in (0, 1)]
         rows += [("retest", "ceiling", seed, 0, "", "g", "m", i, 0.6 + 0.2 * seed) for i in (0, 1)]
     rows += [("twin", "ceiling", 0, 0, "", "g", "m", i, 0.35) for i in (0, 1)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS[:-1])
 
 
 @pytest.mark.parametrize(
