@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity", "note"]
+COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
 NOWHERE = -1  # the image of a row that belongs to none
 NOTHING = "no similarity is defined at any stage, as it is where every map is constant"
 
@@ -48,7 +48,7 @@ def frame_of(entries: Sequence[Entry], places: Sequence[int]) -> pd.DataFrame:
     frame["image"] = np.concatenate([np.array(part, dtype=np.int64) for part in images])
     frame["similarity"] = np.concatenate(values)
     frame["note"] = np.repeat(np.array([entry.note for entry in entries], dtype=object), sizes)
-    return pd.DataFrame(frame)[COLUMNS]
+    return pd.DataFrame(frame)[[*COLUMNS, "note"]]
 
 
 def _explained(entries: Sequence[tuple[Entry, bool]]) -> Iterator[Entry]:

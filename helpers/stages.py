@@ -210,7 +210,8 @@ def running_tensors(model: nn.Module, stage: Stage, order: Iterable[int]) -> dic
             continue
         for name, module in piece.named_modules(prefix=member):
             own = own_tensors(module) if is_norm(module) else dict(module.named_parameters(recurse=False))
-            found |= {f"{name}.{key}": tensor for key, tensor in own.items() if id(tensor) in known}
+            moves = {key: tensor for key, tensor in own.items() if id(tensor) in known and tensor.is_floating_point()}
+            found |= {f"{name}.{key}": tensor for key, tensor in moves.items()}
     return found
 
 

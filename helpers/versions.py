@@ -94,6 +94,7 @@ class Versions:
     @torch.inference_mode(False)
     def __init__(self, draws: Redraws):
         self.draws = draws
+        refresh(draws.private, draws.fresh)  # a pass may have filled a buffer since
         self.names = ["", *(stage.name for stage, _ in draws.steps)]
         self.own = Working(draws.private, draws.fresh)
         self.working = Working(assembled(draws.private, {}, draws.fresh), draws.fresh)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity", "note"]
+COLUMNS = [*sanity.COLUMNS, "note"]
 check = partial(sanity.parameter_randomization, show_progress=False)
 
 
@@ -117,7 +117,7 @@ def test_the_trained_model_is_like_itself(scheme, x, y):
         x,
         y,
         methods=["gradient", "gradcam", "smoothgrad"],
-        metrics=list(similarity.METRICS),
+        metrics=[metric for metric in similarity.METRICS if metric != "topk_intersection"],  # ties are broken twice
         scheme=scheme,
         seeds=[0],
     )
@@ -191,7 +191,7 @@ class Concatenated(Residual):
         a = self.stem(x)
         b = self.blocks[0](a.relu())
         c = self.blocks[1](b.relu() + a)
-        d = self.blocks[2](c.sin() + b)
+        d = self.blocks[2](0.5 * c + b)
         return self.head((d * a + c).mean((2, 3)) + x.mean((2, 3)).repeat(1, 2))
 
 
@@ -893,7 +893,7 @@ def test_data_randomization_pairs_networks_as_it_says():
     roles = {"random_labels": "curve", "random_labels_crossed": "curve", "second_seed": "control"}
     roles |= {"other_image": "floor", "noise": "floor"}
     assert frame.scheme.map(roles).equals(frame.role)
-    assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == sanity.COLUMNS
+    assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == [*sanity.COLUMNS, "note"]
 
 
 @pytest.mark.parametrize(("true", "permuted"), [(1, 1), (3, 2), (0, 0)])
