@@ -105,9 +105,10 @@ def with_room(call: Callable[[], Result]) -> Result:
 
 def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
     """`check_model`, left out where this very model, not written into since, was found good for such images."""
-    if not isinstance(model, nn.Module) or any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+    held = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if not held or any(nn.parameter.is_lazy(tensor) or tensor.is_inference() for tensor in held):
         return check_model(model, images, differentiable=differentiates)
-    tensors = [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [(id(tensor), tensor._version) for tensor in held]
     hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
     what = differentiates, images.shape[1:], images.dtype, images.device, tensors, hooks
     if _FOUND_GOOD.get(model) != what:
