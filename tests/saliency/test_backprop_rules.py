@@ -332,6 +332,7 @@ OTHERS = {
     "softplus by log1p": lambda x: torch.log1p(torch.exp(x)),
     "softplus by logaddexp": lambda x: torch.logaddexp(x, torch.zeros(())),
     "softplus under a gate": lambda x: torch.log(1 + torch.exp(x)) * x.mean(1, keepdim=True).sigmoid(),
+    "softplus below a gate's layer": lambda x: x * gate(torch.log(1 + torch.exp(x))),
     "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
     "hardswish of ReLU6": lambda x: x * F.relu6(x + 3) / 6,
     "squared ReLU": lambda x: F.relu(x) ** 2,
@@ -357,6 +358,12 @@ OTHERS = {
     "clamp from above": lambda x: x - x.clamp(max=0),
     "part in place": lambda x: (x := x.clone(), x[:, 1:].sigmoid_())[0],
 }
+
+
+def gate(x):
+    """A weight for each image, of a layer of all its values."""
+    size = x[0].numel()
+    return torch.sigmoid(x.flatten(1) @ torch.ones(size, 1) / size).view(-1, *[1] * (x.ndim - 1))
 
 
 def written(x, where):
