@@ -172,6 +172,11 @@ def install_quantus() -> None:
     importlib.import_module("quantus")  # not in the time that is measured
 
 
+def show(rows: list[list]) -> None:
+    for row in rows:
+        print("  ".join(f"{cell:<44}" if place == 1 else f"{cell:<14}" for place, cell in enumerate(row)), flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -180,11 +185,13 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if not options.without_quantus:
         install_quantus()
-    header = ["Case", "Ratio of times", "Median", "Range", "Seconds (ours)"]
-    table = [row for case in options.cases for row in measure(case, options.rounds, not options.without_quantus)]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    table = [["Case", "Ratio of times", "Median", "Range", "Seconds (ours)"]]
+    show(table)
+    for case in options.cases:
+        rows = measure(case, options.rounds, not options.without_quantus)
+        show(rows)
+        table += rows
     table.append([machine, f"{options.rounds} rounds in one run", "", "", ""])
-    for row in [header, *table]:
-        print("  ".join(f"{cell:<44}" if place == 1 else f"{cell:<14}" for place, cell in enumerate(row)))
     with open(ROOT / "book" / "speed.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *table])
+        csv.writer(file, lineterminator="\n").writerows(table)

@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from .inference import explaining, random_states, refuse_other_outputs, untouched
+from .inference import explaining, logits_of, random_states, untouched
 
 TYPES = (torch.float32, torch.float64)
 NO_GRADIENT = (
@@ -94,8 +95,8 @@ def check_kind(model: nn.Module) -> None:
 def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True) -> None:
     """Raise unless `model` maps images like these to logits `(N, classes)` that can be explained.
 
-    Four passes of two images at most, in eval mode, as a rule three. The model, what it keeps as attributes and the
-    global random states are left as they were.
+    Two passes of one image and one of two, in eval mode; more only where something looks wrong. The model, what it
+    keeps as attributes and the global random states are left as they were.
 
     Parameters
     ----------
@@ -116,16 +117,15 @@ def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True
         pair = _two(images.detach())
         run = partial(_run, model)
         with explaining(model):
-            leaf = pair.clone().requires_grad_()
-            logits = run(leaf.clone())
+            leaf = pair[:1].clone().requires_grad_()
+            first = run(leaf.clone())
             if differentiable:
-                _refuse_cut_graph(run, leaf, logits)
-            ends_in = _last_step(logits)
-            logits = logits.detach()
-            # without a graph, so that a model that stores what it computed can be copied
+                _refuse_cut_graph(run, leaf, first)
+            ends_in = _last_step(first)
+            # from here on without a graph, so that a model that stores what it computed can be copied
             with torch.no_grad():
-                _refuse_noise(run, pair, logits)
-                _refuse_company(run, pair, logits)
+                alone = torch.cat((first.detach(), run(pair[1:].clone())))
+                logits = _refuse_noise_and_company(run, pair, alone)
                 if not any(getattr(module, "keep_probabilities", False) for module in model.modules()):
                     _refuse_probabilities(run, pair, logits, ends_in)
 
@@ -149,15 +149,8 @@ def _two(images: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's logits; whatever goes wrong in it comes back as a ValueError that says where."""
-    shape = tuple(images.shape)
-    try:
-        logits = model(images)
-    except Exception as error:
-        raise ValueError(
-            _why_not(model, images) or f"the model cannot run on images of shape {shape}: {error}"
-        ) from error
-    refuse_other_outputs(logits, len(images))
+    """The model's logits, in full precision and finite."""
+    logits = logits_of(model, images)
     if logits.dtype not in TYPES:
         raise ValueError(
             f"the logits are {logits.dtype}, whose rounding maps would show: leave torch.autocast, or end the model in "
@@ -171,50 +164,43 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _why_not(model: nn.Module, images: Tensor) -> str:
-    """What would break any model: weights of another type than the images, or somewhere else."""
-    weights = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
-    for what, of in (("type", lambda t: t.dtype), ("device", lambda t: t.device)):
-        found = {of(weight) for weight in weights}
-        if found and of(images) not in found:
-            here, there = (value if what == "type" else repr(str(value)) for value in (of(images), of(weights[0])))
-            return (
-                f"images are on {here} and the model's weights on {there}: bring them to one {what}, "
-                f"images.to({there}) or model.to({here})."
-            ).replace("on torch.", "torch.")
-    return ""
-
-
 def _rounding(logits: Tensor) -> Tensor:
     """By how much the same logits may differ: float32 on a GPU may be TF32, whose steps are of 1e-3."""
     relative = 1e-10 if logits.dtype == torch.float64 else 2e-3 if logits.is_cuda else 1e-4
     return relative * logits.abs().max()
 
 
-def _refuse_noise(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor) -> None:
+def _refuse_noise_and_company(run: Callable[[Tensor], Tensor], pair: Tensor, alone: Tensor) -> Tensor:
+    """The logits of both images in one pass, if they are those of each `alone`."""
     before = random_states()
-    again = run(pair.clone())
+    logits = run(pair.clone())
     drew = before != random_states()
-    # a rare drop does not show in two passes of a model that draws
-    others = [again, *(run(pair.clone()) for _ in range(16))] if drew and torch.equal(again, logits) else [again]
-    gap = torch.stack([(other - logits).abs().max() for other in others]).max()
-    if gap > (0 if drew else _rounding(logits)):
-        raise ValueError(
-            f"two passes of the same images differ, by up to {gap.item():.3g}: the model draws random numbers in eval "
-            "mode, or remembers earlier passes. Switch that off, for example dropout with "
-            "training=self.training; its logits have no one map."
-        )
-
-
-def _refuse_company(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor) -> None:
-    alone = run(pair[:1].clone())[0]
-    gap, spread = (alone - logits[0]).abs().max(), logits.max() - logits.min()
-    if gap > 1e-2 * spread + _rounding(logits):
+    gap, spread = (alone - logits).abs().max(), logits.max() - logits.min()
+    together = gap > 1e-2 * spread + _rounding(logits)
+    if drew or together:
+        # a rare drop does not show in two passes of a model that draws
+        others = torch.stack([run(pair.clone()) for _ in range(16 if drew else 1)])
+        noise = (others - logits).abs().max()
+        if noise > _rounding(logits) * (0.01 if drew else 1):
+            raise ValueError(
+                f"two passes of the same images differ, by up to {noise.item():.3g}: the model draws random numbers in "
+                "eval mode, or remembers earlier passes. Switch that off, for example dropout with "
+                "training=self.training; what differs from pass to pass has no one map."
+            )
+    if together and gap > 32 * _shaken(run, pair, logits):
         raise ValueError(
             f"the logits of an image change by {gap.item():.3g} when another image is beside it: the model treats the "
             "images of a batch together, for example by a batch norm without running statistics. Explain a model "
             "that treats each image by itself."
         )
+    return logits
+
+
+def _shaken(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor) -> Tensor:
+    """By how much logits change with the last bits of the images: where they cancel out, that is all they are."""
+    draw = torch.Generator().manual_seed(0)
+    step = 8 * torch.finfo(pair.dtype).eps * torch.randn(pair.shape, generator=draw, device="cpu").to(pair)
+    return (run(pair * (1 + step)) - logits).abs().max()
 
 
 def _refuse_cut_graph(run: Callable[[Tensor], Tensor], leaf: Tensor, logits: Tensor) -> None:
@@ -224,9 +210,7 @@ def _refuse_cut_graph(run: Callable[[Tensor], Tensor], leaf: Tensor, logits: Ten
     found = None
     if logits.requires_grad:
         try:
-            (found,) = torch.autograd.grad(
-                logits @ weights, leaf, torch.ones_like(logits[:, 0]), allow_unused=True, retain_graph=True
-            )
+            (found,) = torch.autograd.grad(logits @ weights, leaf, torch.ones_like(logits[:, 0]), allow_unused=True)
         except Exception as error:
             raise ValueError(
                 f"the model cannot be differentiated: {error} Explain it by occlusion, lime or kernel_shap, which "
@@ -291,50 +275,58 @@ def _probabilities(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor
 # ---------------------------------------------------------------- zero maps
 
 
-@torch.no_grad()
-def refuse_false_zeros(run: Callable[[Tensor, Tensor], Tensor], images: Tensor, gradient: Tensor | None) -> None:
-    """Raise if a gradient is zero everywhere in an image whose output has a slope there.
+class _Attached(TorchFunctionMode):
+    """Inside, detach() and torch.no_grad() do nothing; `cuts` counts how often they were called."""
 
-    `run(images, places)` gives one output for each image, `places` being those in the batch `images`. A gradient of
-    None means that no graph leads from the outputs to the images: then any move of the output is a slope. One of zeros
-    was computed, and is right where units are dead or at a kink, and where the output moves in steps: only an output
-    that moves in proportion to the step, to both sides and over a range of small steps, contradicts it.
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuts = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        name = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        switched_off = name == "_set_grad_enabled" and not args[0]
+        if name in ("detach", "detach_", "data") or switched_off:
+            self.cuts += 1
+            return None if switched_off else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_false_zeros(run: Callable[[Tensor, Tensor], Tensor], images: Tensor, gradient: Tensor | None) -> None:
+    """Raise if a gradient is zero everywhere in an image, or None, and the output follows that image all the same.
+
+    `run(images, places)` gives one output for each image, `places` being those in the batch `images`; gradients are
+    switched on. A zero is right where units are dead, at a kink, and where the output moves in steps; so it is not
+    enough to move the image. The images in question are run again with detach() and torch.no_grad() out of force: a
+    gradient that comes then was cut off before. What no graph reaches even so, as through numpy, is moved a little.
     """
     places = torch.arange(len(images), device=images.device)
     if gradient is not None:
         places = places[~gradient.flatten(1).any(1)]
     if not len(places):
         return
-    images = images.detach()[places]
-    start = run(images.clone(), places)
-    rounding = 32 * torch.finfo(images.dtype).eps * start.abs().max()
-    wave = _signs(images[:1])
-    moved = (run(_stepped(images, wave, 2**-4), places) - start).abs() > rounding
-    if gradient is None:
-        # a coarse wave too: networks that average do not see a fine one
-        coarse = _signs(images[:1, :, ::8, ::8]).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        coarse = coarse[..., : images.shape[2], : images.shape[3]]
-        moved |= (run(_stepped(images, coarse, 2**-4), places) - start).abs() > rounding
-        if moved.any():
-            raise ValueError(NO_GRADIENT)
-        return
-    for image, place, first in zip(images[moved], places[moved], start[moved]):
-        steps = [side * 2.0**-power for side in (1, -1) for power in range(4, 11)]
-        tried = torch.stack([_stepped(image, wave[0], step) for step in steps])
-        up, down = (run(tried, place.expand(len(tried))) - first).view(2, -1)
-        rise, bend = (up - down).abs(), (up + down).abs()  # a kink bends, and torch calls its slope zero
-        ratios = rise[:-1] / rise[1:]
-        if (rise > rounding).all() and (bend < rise / 2).all() and ((ratios > 1.5) & (ratios < 2.7)).all():
-            raise ValueError(NO_GRADIENT)
+    leaf, uncut = images.detach()[places].requires_grad_(), None
+    try:
+        with _Attached() as attached:
+            outputs = run(leaf.clone(), places)
+        if attached.cuts and outputs.requires_grad:
+            (uncut,) = torch.autograd.grad(outputs.sum(), leaf, allow_unused=True)
+    except Exception:  # what needs the cut, as numpy does
+        uncut = None
+    follows = uncut is not None and bool(uncut.any())
+    if uncut is None and gradient is None:
+        with torch.no_grad():
+            start = run(leaf.clone(), places)
+            rounding = 32 * torch.finfo(leaf.dtype).eps * start.abs()
+            follows = any(bool(((run(other, places) - start).abs() > rounding).any()) for other in _moved(leaf))
+    if follows:
+        raise ValueError(NO_GRADIENT)
 
 
-def _signs(like: Tensor) -> Tensor:
-    """+1 and -1 at random, the same every time."""
+def _moved(images: Tensor) -> list[Tensor]:
+    """The images with a fine and a coarse pattern of signs added, a 16th of their largest value high."""
     draw = torch.Generator().manual_seed(0)
-    return (torch.randint(2, like.shape, generator=draw, device="cpu") * 2 - 1).to(like)
-
-
-def _stepped(images: Tensor, wave: Tensor, step: float) -> Tensor:
-    """Images moved along the wave by a share of their largest value, or by `step` where they are black."""
-    size = images.abs().flatten(-3).amax(-1)[..., None, None, None]
-    return images + step * torch.where(size > 0, size, 1.0) * wave
+    fine = (torch.randint(2, images.shape[1:], generator=draw, device="cpu") * 2 - 1).to(images)
+    coarse = fine[:, ::8, ::8].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, : images.shape[2], : images.shape[3]]
+    size = images.abs().amax((1, 2, 3), keepdim=True)
+    return [images + torch.where(size > 0, size, 1.0) * pattern / 16 for pattern in (fine, coarse)]

@@ -1,5 +1,8 @@
 """Edge detectors, batched: what a picture shows of itself, without any network."""
 
+import math
+from numbers import Real
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +32,17 @@ def sobel(images: Tensor) -> Tensor:
 
 
 def canny(images: Tensor, *, sigma: float = 1.0) -> Tensor:
-    """Canny edges of the grey images as 0 and 1, `(N, H, W)`; scikit-image's `feature.canny`, one by one."""
+    """Canny edges of the grey images as 0 and 1, `(N, H, W)`; scikit-image's `feature.canny`, one by one.
+
+    `sigma`, in pixels, is the width of the Gaussian by which they are smoothed first.
+
+    Raises
+    ------
+    ValueError
+        Not a float tensor of four axes; `sigma` is negative or no finite number.
+    """
+    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must not be negative, and it must be a finite number, got {sigma!r}.")
     from skimage import feature  # here, because it takes a while and only Canny needs it
 
     pictures = grey(images).double().cpu().numpy()

@@ -1,5 +1,6 @@
 """Variants of the randomisation test from the literature that followed it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -8,9 +9,13 @@ from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
 from .checks import check_input, check_model
+from .comparing import Comparison, Pictures, Side, fixed
 from .device import generator, seed_of
-from .saliency.passes import class_count, differentiates, places
-from .sanity import Rows, draws_noise, heat_of, named, takes
+from .heatmaps import Refusal, different_places, draws_noise, heat_of, named, refusing, replicates, takes
+from .rows import NOWHERE
+from .runs import Run
+from .saliency.passes import at_most, checked, class_count, differentiates, explains, places
+from .versions import Versions
 
 PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
 
@@ -22,41 +27,55 @@ def random_logit(
     *,
     methods: Sequence | Mapping,
     metrics: Sequence | Mapping,
-    seeds: Iterable[int] = range(5),
+    seeds: int | Iterable[int] = range(5),
+    batch_size: int | None = None,
+    indices: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Compare the maps of the target class with those of another class of the same model; Sixt et al. (2020).
 
     Every seed draws another class for each image. A map that stays the same does not explain the class. Returns the
-    tidy frame of `sanity.parameter_randomization`, scheme `random_logit`, stage 0.
+    tidy frame of `sanity.parameter_randomization`, scheme `random_logit`, stage 0; `seeds`, `batch_size`, `indices`
+    and what becomes of refusals are as there.
+
+    Raises
+    ------
+    ValueError
+        The model has one class only, or every method refuses it.
     """
     methods = named(methods, saliency.get, "methods")
-    rows = Rows(named(metrics, similarity.get, "metrics"))
+    metrics = named(metrics, similarity.get, "metrics")
+    seeds = replicates(seeds)
     check_input(images, targets)
     check_model(model, images, differentiable=any(map(differentiates, methods.values())))
+    pictures = Pictures(images, different_places(indices, images))
     classes = class_count(model, images[:1])
     if classes < 2:
         raise ValueError("the model has one class only: there is no other logit to explain.")
-    for seed in seeds:
-        shift = [1 + seed_of(seed, "random_logit", image) % (classes - 1) for image in range(len(targets))]
-        others = (targets + torch.tensor(shift).to(targets)) % classes
-        for label, method in methods.items():
-            metric = rows.against(heat_of(method, model, images, targets, seed_of(seed, label)))
-            other = heat_of(method, model, images, others, seed_of(seed, label, "random_logit"))
-            rows.add("curve", "random_logit", seed, 0, "", label, metric, other)
-    return rows.frame()
+    with at_most(batch_size), checked(), Run(len(seeds) * len(methods), pictures.places, show=False) as run:
+        for seed in seeds:
+            shift = [1 + seed_of(seed, "random_logit", place) % (classes - 1) for place in pictures.places]
+            others = (targets + torch.tensor(shift).to(targets)) % classes
+            for label, method in methods.items():
+                own = Side(fixed(model), targets, seed_of(seed, label))
+                draw = seed_of(seed, label, "random_logit")
+                other = Side(fixed(model), others, draw, "random_logit", "curve")
+                run.add(Comparison(method, label, seed, pictures, metrics, [own, other]), other, steps=1)
+            run.check()
+    return run.frame()
 
 
 def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) -> Callable[..., Tensor]:
     """A method whose maps are means over noisy copies of the input: the maps that sMPRT compares.
 
     `sigma` is a share of max - min of each image. The result takes a `seed`, so that the tests of `sanity` give it
-    fresh noise at every stage, and `indices` as `smoothgrad` does; a method that itself draws noise and knows no
-    `indices` draws over the whole batch. Hedström et al. (2024).
+    fresh noise at every stage, and `indices` and `batch_size` as `smoothgrad` does; a method that itself draws noise
+    and knows no `indices` draws over the whole batch. Hedström et al. (2024).
     """
     base = saliency.get(method)
     if samples < 1 or sigma < 0:
         raise ValueError(f"samples must be at least 1 and sigma not negative, got {samples} and {sigma}.")
 
+    @explains
     def mean_map(
         model: nn.Module, images: Tensor, targets: Tensor, *, seed: int = 0, indices: Sequence[int] | None = None
     ) -> Tensor:
@@ -106,28 +125,51 @@ def complexity_rise(
     targets: Tensor,
     *,
     methods: Sequence | Mapping,
-    seeds: Iterable[int] = range(5),
+    seeds: int | Iterable[int] = range(5),
     bins: int = 100,
+    batch_size: int | None = None,
+    indices: Sequence[int] | None = None,
     **options,
 ) -> pd.DataFrame:
     """eMPRT: by how much maps become more complex when all weights are random, (H(random) - H(trained)) / H(trained).
 
-    Entropy H as in `complexity`; `options` are those of `randomization.cascading`. Returns a frame with the columns
-    `seed method image rise`; the rise is NaN where the trained map is constant. Hedström et al. (2024).
+    Entropy H as in `complexity`; `options` are those of `randomization.cascading`, `seeds`, `batch_size` and `indices`
+    those of `sanity.parameter_randomization`. Returns a frame with the columns `seed method image rise note`; the rise
+    is NaN where the trained map is constant. A method that refuses has one row, image -1, whose note says why.
+    Hedström et al. (2024).
+
+    Raises
+    ------
+    ValueError
+        An unknown name, an option that does not fit, or a model that every method refuses.
     """
     methods = named(methods, saliency.get, "methods")
-    randomization.check_options(options, besides=["seeds", "bins"])
+    seeds = replicates(seeds)
     check_input(images, targets)
     check_model(model, images, differentiable=any(map(differentiates, methods.values())))
-    frames = []
-    for seed in seeds:
-        draws = randomization.Redraws(model, scheme="cascading", seed=seed, **{"example": images[:1], **options})
-        *_, last = draws.shared_copies()
-        for label, method in methods.items():
-            before, after = (
-                complexity(heat_of(method, m, images, targets, seed_of(seed, label, stage)), bins=bins)
-                for stage, m in (("", model), (last.name, last.model))
-            )
-            rise = ((after - before) / before.masked_fill(before == 0, torch.nan)).cpu().numpy()
-            frames.append(pd.DataFrame({"seed": seed, "method": label, "image": range(len(rise)), "rise": rise}))
-    return pd.concat(frames, ignore_index=True)
+    randomization.check_options(options, besides=["seeds", "bins", "batch_size", "indices"])
+    whole, frames = different_places(indices, images), []
+    draws = randomization.Redraws(model, scheme="cascading", seed=seeds[0], **{"example": images[:1], **options})
+    versions = Versions(draws)
+    with at_most(batch_size), checked():
+        for seed in seeds:
+            versions.begin(seed)
+            last = len(versions) - 1
+            networks = ("", model), (versions.names[last], versions.at(last))
+            for label, method in methods.items():
+                try:
+                    with refusing():
+                        maps = [
+                            heat_of(method, m, images, targets, seed_of(seed, label, s), whole) for s, m in networks
+                        ]
+                except Refusal as refusal:
+                    about = {"image": [NOWHERE], "rise": math.nan, "note": str(refusal)}
+                else:
+                    before, after = (complexity(heat, bins=bins) for heat in maps)
+                    rise = (after - before) / before.masked_fill(before == 0, torch.nan)
+                    about = {"image": whole, "rise": rise.cpu().numpy(), "note": ""}
+                frames.append(pd.DataFrame({"seed": seed, "method": label, **about}))
+    frame = pd.concat(frames, ignore_index=True)
+    if (frame.note != "").all():
+        raise ValueError(f"no method can explain this model. {'; '.join(frame.method + ': ' + frame.note)}")
+    return frame

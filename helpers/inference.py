@@ -112,7 +112,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     Raises
     ------
     ValueError
-        There are no images, or the model does not answer with one row of logits for each.
+        There are no images, the model cannot run on them, or does not answer with one row of logits for each.
     """
     if not isinstance(images, Tensor) or not images.ndim or not len(images):
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -120,12 +120,39 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     answers = []
     with evaluating(model), buffers_kept(model):
         for part in batches(len(images), batch_size):
-            answers.append(model(images[part].clone()))
-            refuse_other_outputs(answers[-1], len(images[part]))
+            answers.append(logits_of(model, images[part].clone()))
     return torch.cat(answers)
 
 
-def refuse_other_outputs(output, count: int) -> None:
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's answer, `(N, classes)`; whatever goes wrong in it comes back as a ValueError that says where."""
+    shape = tuple(images.shape)
+    try:
+        answer = model(images)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        where = f"the model cannot run on images of shape {shape}; look at their channels, size and range: {error}"
+        raise ValueError(_why_not(model, images) or where) from error
+    _refuse_other_outputs(answer, shape[0])
+    return answer
+
+
+def _why_not(model: nn.Module, images: Tensor) -> str:
+    """What would break any model: weights of another type than the images, or somewhere else."""
+    weights = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+    for what, of in (("type", lambda t: t.dtype), ("device", lambda t: t.device)):
+        found = {of(weight) for weight in weights}
+        if found and of(images) not in found:
+            here, there = (value if what == "type" else repr(str(value)) for value in (of(images), of(weights[0])))
+            return (
+                f"images are on {here} and the model's weights on {there}: bring them to one {what}, "
+                f"images.to({there}) or model.to({here})."
+            ).replace("on torch.", "torch.")
+    return ""
+
+
+def _refuse_other_outputs(output, count: int) -> None:
     """Raise unless what a model returned is floating-point logits `(count, classes)`, and say how to get them."""
     wanted = f"the model must return logits of shape ({count}, classes), got"
     if not isinstance(output, Tensor):

@@ -1,5 +1,6 @@
 """What tensors a model holds and uses: parameters and buffers, the order in which they run, and state outside them."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -100,11 +101,11 @@ def _traced_order(model: nn.Module) -> list[int]:
             "the order in which this model's layers run could not be traced "
             f"({type(error).__name__}); pass a batch of inputs as example=."
         ) from error
-    everything = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     order: dict[int, None] = {}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            order |= dict.fromkeys(id(t) for n, t in everything.items() if f"{n}.".startswith(f"{node.target}."))
+            order |= dict.fromkeys(id(t) for n, t in everything if f"{n}.".startswith(f"{node.target}."))
     return list(order)
 
 
@@ -176,118 +177,22 @@ def _held_by(value) -> Iterator[tuple[object, str, object]]:
     elif isinstance(value, FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
             with suppress(ValueError):  # a name that was never bound
-                yield name, f" (its {name})", cell.cell_contents
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)):
-        yield from ((key, f".{key}", held) for key, held in vars(value).items())
+                yield cell, f" (its {name})", cell.cell_contents
+    elif isinstance(value, (set, frozenset, deque)):
+        yield from ((None, f"[{place}]", held) for place, held in enumerate(value))
+    elif not isinstance(value, (type, ModuleType)):
+        yield from ((key, f".{key}", held) for key, held in attributes(value).items())
 
 
-class _Watch(TorchFunctionMode):
-    """Keeps the identities of all tensors whose values take part in a call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used: set[int] = set()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if not only_looks(func) or any(isinstance(value, Tensor) for value in leaves(result)):
-            self.used |= {id(value) for value in leaves((args, kwargs or {})) if isinstance(value, Tensor)}
-        return result
-
-
-_GONE = object()
-Fresh = dict[tuple[str, str], object]  # values of the modules' attributes as before any pass filled them
-
-
-def refresh(model: nn.Module, fresh: Fresh) -> None:
-    for (name, attribute), value in fresh.items():
-        held = vars(model.get_submodule(name))
-        if value is _GONE:
-            held.pop(attribute, None)
-        else:
-            held[attribute] = deepcopy(value)
-
-
-def _without(model: nn.Module, places: Iterable[Place]) -> tuple[nn.Module, Fresh]:
-    """A copy that holds nothing at these places, and what its attributes then are."""
-    memo: dict = {}
-    copied = deepcopy(model, memo)
-    fresh: Fresh = {}
-    for place in places:
-        owner = memo.get(id(place.owner))
-        held: Any = vars(owner) if hasattr(owner, "__dict__") and not isinstance(owner, dict) else owner
-        if isinstance(held, dict) and place.key in held:
-            del held[place.key]
-            if owner is copied.get_submodule(place.module):
-                held[place.key] = None
-        elif isinstance(held, list) and isinstance(place.key, int):
-            held[place.key] = None
-        else:
-            continue  # in something that is shared with the caller, or cannot be changed
-        fresh[place.module, place.attribute] = deepcopy(vars(copied.get_submodule(place.module)).get(place.attribute))
-    return copied, fresh
-
-
-def _caches(model: nn.Module, places: list[Place], example: Tensor) -> Fresh:
-    """What modules filled by themselves in an earlier pass: emptied, a pass works and fills it again."""
-    if not places:
-        return {}
-    copied, fresh = _without(model, places)
-    for value in (None, _GONE):  # `if self.kept is None` and `if not hasattr(self, "kept")`
-        tried = {at: _GONE if was is None and value is _GONE else was for at, was in fresh.items()}
-        trial = deepcopy(copied)
-        refresh(trial, tried)
-        try:
-            with evaluating(trial), torch.no_grad():
-                trial(example.clone())
-        except Exception:
-            continue
-        filled = {(place.module, place.attribute) for place, _ in plain_places(trial)}
-        if tried.keys() <= filled:
-            return tried
-    if len(places) == 1:
-        return {}
-    return {at: value for place in places for at, value in _caches(model, [place], example).items()}
-
-
-@torch.inference_mode(False)
-def private_copy(model: nn.Module, example: Tensor | None) -> tuple[nn.Module, Fresh, list[int], list[str]]:
-    """A copy that uses nothing of the caller's, what it must forget, and the order in which its tensors run.
-
-    One pass of `example` shows that; what an earlier pass has left in a cache, and with it the trained weights,
-    is emptied.
-
-    Raises
-    ------
-    ValueError
-        The copy cannot be made, uses a tensor of the original, or a parameter that is not registered.
-    """
-    try:
-        private = copied(model)
-    except Exception as error:
-        raise ValueError(f"this model cannot be copied with copy.deepcopy: {error}") from error
-    if example is None:
-        return private, {}, order_of_use(private, None), []
-    with _Watch() as watch:
-        order = order_of_use(private, example)
-    tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-    if used := [name for key, name in tensors.items() if key in watch.used]:
-        raise ValueError(
-            f"a copy of this model still uses {', '.join(map(repr, used))} of the model itself: something that cannot "
-            "be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
-        )
-    held = [(place, tensor) for place, tensor in plain_places(private) if id(tensor) in watch.used]
-    if hidden := [place.path for place, tensor in held if isinstance(tensor, nn.Parameter) or tensor.requires_grad]:
-        raise ValueError(
-            f"this model uses parameters that it does not register, which would stay as trained: {', '.join(hidden)}. "
-            "Keep them as attributes of a module, in an nn.ModuleList or in an nn.ParameterList."
-        )
-    fresh = _caches(private, [place for place, _ in held], example)
-    if fresh:
-        refresh(private, fresh)
-        order = order_of_use(private, example)
-    constant = [place.path for place, _ in held if (place.module, place.attribute) not in fresh]
-    return private, fresh, order, constant
+def attributes(value) -> dict[str, object]:
+    """What an object holds, in slots and in its dictionary."""
+    found = {}
+    for kind in type(value).__mro__:
+        named = vars(kind).get("__slots__", ())
+        for name in [named] if isinstance(named, str) else named:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found | getattr(value, "__dict__", {})
 
 
 def held_by_name(model: nn.Module, member: str) -> dict[str, Tensor]:

@@ -164,10 +164,26 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
     """Similarity to the trained model's map, stage by stage, one panel a method.
 
     Mean over images, then over seeds, with the 95 % t interval over seeds. The reference lines of the frame
-    are drawn where they are: floors and ceilings are those of the method in the panel.
+    are drawn where they are: floors and ceilings are those of the method in the panel. Rows of role `refused`,
+    of methods that could not explain the model, are left out.
+
+    Raises
+    ------
+    ValueError
+        The frame has no row of the metric, or of one of the methods.
     """
+    frame = frame[frame.role != "refused"]
+    if metric not in set(frame.metric):
+        raise ValueError(f"the frame has no row of metric {metric!r}; it has: {', '.join(frame.metric.unique())}.")
     frame = frame[frame.metric == metric]
-    methods = list(methods or frame.method.unique())
+    known = list(frame.method.unique())
+    methods = list(known if methods is None else methods) or known
+    missing = [method for method in methods if method not in known]
+    if missing:
+        raise ValueError(
+            f"no rows of {metric} to draw for {', '.join(map(repr, missing))}; there are: {', '.join(known)}. "
+            "The rows of a method that was refused say why in their column note."
+        )
     down = -(-len(methods) // across)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(

@@ -1,17 +1,19 @@
 """How a stage is randomised: new values for its tensors."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .device import local_seed
+from .device import generator, local_seed, seed_of
 from .inference import evaluating
-from .model_state import Fresh, all_tensors, copied, refresh
+from .model_state import all_tensors, copied, leaves
+from .private import Fresh, refresh
 from .stages import STATISTICS, Stage, find, initialiser, is_norm, keeps_statistics, own_tensors, running_tensors
 
+SILENT = 1e-4  # the least difference of logits, in their own size: a thousand rounding errors of float32
 _MOMENTS, _COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
 
 
@@ -177,6 +179,47 @@ def assembled(model: nn.Module, new: dict[int, Tensor], fresh: Fresh, *, own: bo
 
 @torch.inference_mode(False)
 @torch.no_grad()
+def settled(
+    recipe: Recipe, model: nn.Module, fresh: Fresh, order: list[int], stages: list[Stage], example: Tensor | None
+) -> Recipe:
+    """The recipe with `batch_norm="auto"` decided: `"reset"`, unless that silences the network.
+
+    The stages are randomised one after the other with statistics reset, from seed 0 whatever the caller's seed. If the
+    logits then come to depend so little on the image (one, and the same with its pixels shuffled) that rounding errors
+    show, statistics are recalibrated: on the calibration images, or on the example and its mirror image.
+    """
+    images = example if recipe.calibration is None else recipe.calibration
+    pieces = [found for stage in stages for name in stage.members if isinstance(found := find(model, name), nn.Module)]
+    reset = replace(recipe, batch_norm="reset", calibration=None)
+    if images is None or not any(keeps_statistics(module) for piece in pieces for module in piece.modules()):
+        return reset
+    pair = torch.cat([images[:1], _shuffled(images[:1])])
+    if torch.equal(*pair):
+        return reset  # an image of one colour tells nothing
+    new: dict[int, Tensor] = {}
+    every = -(-len(stages) // 8)
+    for left, stage in zip(reversed(range(len(stages))), stages):
+        new |= drawn(model, stage, order, seed_of(0, stage.name), reset).new
+        if left % every == 0 and not _spread(assembled(model, new, fresh), pair) >= SILENT:
+            seen = torch.cat([images, images.flip(-1)]) if recipe.calibration is None else images
+            return replace(recipe, batch_norm="recalibrate", calibration=seen)
+    return reset
+
+
+def _shuffled(images: Tensor) -> Tensor:
+    places = torch.randperm(images[0, 0].numel(), generator=generator(0)).to(images.device)
+    return images.flatten(2)[..., places].reshape(images.shape)
+
+
+def _spread(model: nn.Module, pair: Tensor) -> float:
+    """How far the logits of two images lie apart, as a fraction of the largest; NaN where one is not finite."""
+    with evaluating(model):
+        logits = next(value for value in leaves(model(pair.clone())) if isinstance(value, Tensor)).double()
+    return float((logits[0] - logits[1]).abs().max() / logits.abs().max())
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
 def recalibrate(model: nn.Module, members: Iterable[str], images: Tensor) -> None:
     """Batch-norm statistics of the randomised stages, measured on `images`.
 
@@ -212,7 +255,8 @@ class _Measured:
     """Gives a norm that has no train mode the statistics of the batch it sees, and in the end their mean."""
 
     def __init__(self, norm: nn.Module):
-        self.norm, self.seen = norm, []
+        self.norm = norm
+        self.seen: list[Tensor] = []
         self.hook = norm.register_forward_pre_hook(lambda module, inputs: self.see(inputs[0]))
 
     def see(self, images: Tensor) -> None:

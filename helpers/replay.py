@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .model_state import all_tensors, leaves, only_looks, plain_places
-from .saliency.passes import OnePass, explaining
+from .saliency.passes import OnePass
 from .stages import STATISTICS
 
 NUMBERS_AND_NAMES = (bool, int, float, complex, str, type(None), type(...))
@@ -83,24 +83,39 @@ class Tape:
         self.calls: list[Call] = []
         self.first_use: dict[int, int] = {}
         self.safe = images.device.type in ("cpu", "cuda")  # whose random state can be watched
+        self.copy: nn.Module | None = None
+        self.names_in_copy: dict[int, int] = {}
+        self.copied: list[Tensor] = []
 
     def maps(self, model: nn.Module, changed: Collection[int], targets: Tensor) -> Tensor:
-        """The maps of `model`: of the tape's own one first, then of copies of it.
+        """The maps of `model`, inside `explaining(model)`: of the tape's own one first, then of copies of it.
 
-        `changed` holds the identities, in the tape's model, of the tensors that are others in the copy.
+        `changed` holds the identities, in the tape's model, of the tensors whose values are others in the copy. All
+        `targets` but the first are known to be classes of the model.
         """
-        with explaining(model):
-            if self.safe and (self.calls or model is self.model):
-                try:
-                    run = _Replay(self, model, changed) if self.calls else _Recording(self)
-                    found = self.step.maps(run, self.images, targets, leaf=self.leaf)
-                except Exception:  # the plain pass works, or says better what is wrong
-                    self.safe = False
-                if not self.safe:
-                    self.calls.clear()
-                else:
-                    return found
-            return self.step.maps(model, self.images, targets)
+        known = model is not self.model
+        if self.safe and (self.calls or model is self.model):
+            try:
+                run = _Replay(self, model, changed) if self.calls else _Recording(self)
+                found = self.step.maps(run, self.images, targets, leaf=self.leaf, known=known)
+            except Exception:  # the plain pass works, or says better what is wrong
+                self.safe = False
+            if not self.safe:
+                self.calls.clear()
+            else:
+                return found
+        return self.step.maps(model, self.images, targets, known=known)
+
+    def names(self, copy: nn.Module) -> dict[int, int]:
+        """Which tensor of the tape's model each tensor of a copy stands for, by their identities.
+
+        Looked up once for a copy whose tensors stay the same objects while their values are exchanged.
+        """
+        if copy is not self.copy:
+            self.copy, self.copied = copy, all_tensors(copy)  # held, so that no other tensor gets their identities
+            pairs = zip(self.copied, self.tensors, strict=True)
+            self.names_in_copy = {id(copied): id(own) for copied, own in pairs}
+        return self.names_in_copy
 
     def cut(self, changed: Collection[int]) -> int:
         """The first call that runs: none before it uses or is written into by what is changed."""
@@ -197,8 +212,7 @@ class _Replay(TorchFunctionMode):
         self.storages = set[int]().union(*(call.storages for call in self.kept))
         self.names = {id(tensor): id(tensor) for call in self.kept for tensor in _tensors_in(call.output)}
         self.names[id(tape.leaf)] = id(tape.leaf)
-        for copied, own in zip(all_tensors(model), tape.tensors, strict=True):
-            self.names[id(copied)] = id(own)
+        self.names |= tape.names(model)
 
     def __call__(self, leaf: Tensor) -> Tensor:
         with self:

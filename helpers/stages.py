@@ -141,7 +141,7 @@ class _Opening:
         return names
 
     def _next(self, names: list[str]) -> str | None:
-        if len(names) == 1 and self.inside(names[0]) and not named_tensors(find(self.model, names[0]), recurse=False):
+        if len(names) == 1 and self.inside(names[0]) and not own_tensors(self.model.get_submodule(names[0])):
             return names[0]
         total = sum(map(self.size, names))
         modules = [name for name in names if len(self.inside(name)) > 1]
@@ -210,7 +210,8 @@ def running_tensors(model: nn.Module, stage: Stage, order: Iterable[int]) -> dic
             continue
         for name, module in piece.named_modules(prefix=member):
             own = own_tensors(module) if is_norm(module) else dict(module.named_parameters(recurse=False))
-            found |= {f"{name}.{key}": tensor for key, tensor in own.items() if id(tensor) in known}
+            moves = {key: tensor for key, tensor in own.items() if id(tensor) in known and tensor.is_floating_point()}
+            found |= {f"{name}.{key}": tensor for key, tensor in moves.items()}
     return found
 
 

@@ -80,6 +80,8 @@ class Wrapped(nn.Module):
         self.plain_inputs: dict[int | str, object] = {}  # a tensor is a buffer instead, and None here
         if isinstance(inputs, (str, Tensor)) or not isinstance(inputs, (Sequence, Mapping)):
             raise ValueError(f"inputs must be a tuple or a dictionary, got {type(inputs).__name__}.")
+        if isinstance(inputs, Mapping) and not all(isinstance(key, str) and key.isidentifier() for key in inputs):
+            raise ValueError(f"inputs by name need names that are words, got {list(inputs)}.")
         for key, value in inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs):
             self.plain_inputs[key] = None if isinstance(value, Tensor) else value
             if isinstance(value, Tensor):
@@ -201,8 +203,10 @@ _SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
     "log_softmax": lambda scores: scores.log_softmax(1),
     "sigmoid": torch.sigmoid,
     "sigmoid_": torch.sigmoid,
-    "expit": torch.sigmoid,
-    "logsigmoid": F.logsigmoid,
+    "special_softmax": lambda scores: scores.softmax(1),
+    "special_log_softmax": lambda scores: scores.log_softmax(1),
+    "special_expit": torch.sigmoid,
+    "log_sigmoid": F.logsigmoid,
 }
 
 

@@ -20,8 +20,8 @@ ORDER = (
 ).split()
 INSIDE = {"book", "book.assets", "book.claims.card", "model_state", "replay"}
 INSIDE |= {"saliency.passes", "saliency.places", "saliency.backward_graph", "saliency.lrp_rules"}
-INSIDE |= {f"sanity.{name}" for name in ("named", "Rows")}
-INSIDE |= {f"randomization.{name}" for name in ("Step", "Redraws", "check_options")}
+INSIDE |= {"comparing", "dataflow", "heatmaps", "planning", "private", "recipes", "rows", "runs", "stages", "versions"}
+INSIDE |= {f"randomization.{name}" for name in ("Redraws", "check_options")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Recipe", "book.models.checkpoint_name"}
 INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
 INSIDE |= {"book.training.check_labels", "book.explorer.render"}
@@ -57,7 +57,22 @@ def entries(root: Path) -> dict[str, tuple[ast.Module, dict[str, Definition]]]:
     trees = modules(root / "helpers")
     imports = [node for node in trees["saliency"].body if isinstance(node, ast.ImportFrom)]
     handed_on = {alias.name for node in imports for alias in node.names}  # what `saliency` takes from its modules
-    return {module: (tree, public(module, tree, handed_on if "." in module else ())) for module, tree in trees.items()}
+    found = {}
+    for module, tree in trees.items():
+        own = public(module, tree, handed_on if "." in module else ())
+        found[module] = tree, own | from_inside(root / "helpers", module, tree)
+    return found
+
+
+def from_inside(package: Path, module: str, tree: ast.Module) -> dict[str, Definition]:
+    """What a module offers as its own though it is written in one that stays inside: `from .x import name as name`."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (offered := {a.name for a in node.names if a.asname == a.name}):
+            written = ast.parse((package / f"{node.module}.py").read_text(encoding="utf-8")).body
+            entries = [entry for entry in written if isinstance(entry, Definition) and entry.name in offered]
+            found |= {f"{module}.{entry.name}": entry for entry in entries}
+    return found
 
 
 def reference(root: Path) -> str:

@@ -81,6 +81,38 @@ def test_the_curve_is_the_mean_over_images_and_seeds_with_all_its_lines(frame):
     assert len(labels) == 5  # the curve, two floors, two ceilings (SmoothGrad's own among them)
 
 
+def refused(frame, method, metric):
+    """The frame of a run in which a method could not explain the model."""
+    row = {**frame.iloc[0].to_dict(), "role": "refused", "method": method, "metric": metric, "similarity": np.nan}
+    return pd.concat([frame.assign(note=""), pd.DataFrame([{**row, "note": "this model has no convolution."}])])
+
+
+@pytest.mark.parametrize("metric", ["spearman", "ssim", ""])
+def test_methods_that_were_refused_are_left_out(frame, metric):
+    plain, with_refusal = plots.curves(frame, "spearman"), plots.curves(refused(frame, "gradcam", metric), "spearman")
+    assert [axis.get_title() for axis in with_refusal.axes] == ["Gradient", "SmoothGrad"]
+    for a, b in zip(plain.axes, with_refusal.axes, strict=True):
+        assert len(a.lines) == len(b.lines)
+        for one, other in zip(a.lines, b.lines, strict=True):
+            np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+
+
+def test_a_refused_row_of_a_method_that_ran_does_not_change_its_curve(frame):
+    a, b = plots.curves(frame, "spearman"), plots.curves(refused(frame, "gradient", "spearman"), "spearman")
+    np.testing.assert_array_equal(a.axes[0].lines[0].get_xydata(), b.axes[0].lines[0].get_xydata())
+    assert len(a.axes[0].get_xticklabels()) == len(b.axes[0].get_xticklabels())
+
+
+def test_what_the_frame_does_not_hold_raises_and_names_what_it_does(frame):
+    with pytest.raises(ValueError, match="no row of metric 'ssim'; it has: spearman"):
+        plots.curves(frame, "ssim")
+    for methods in (["gradient", "lime"], ["lime"]):
+        with pytest.raises(ValueError, match="to draw for 'lime'; there are: gradient, smoothgrad"):
+            plots.curves(frame, "spearman", methods=methods)
+    with pytest.raises(ValueError, match="to draw for 'gradcam'.*their column note"):
+        plots.curves(refused(frame, "gradcam", "spearman"), "spearman", methods=["gradcam"])
+
+
 def test_dots_are_the_means_of_the_columns_first_on_top():
     groups = {name: pd.DataFrame({"a": [0.0, 1.0], "b": [shift, 3.0]}) for name, shift in (("x", 2.0), ("y", 4.0))}
     axis = plots.dots(groups, xlabel="score", reference=0.5).axes[0]

@@ -10,7 +10,8 @@ from saliency_sanity import randomization, saliency
 from saliency_sanity.book import models
 from saliency_sanity.device import generator, local_seed
 from saliency_sanity.replay import Tape
-from saliency_sanity.saliency.passes import OnePass, checked, one_pass_of
+from saliency_sanity.saliency.passes import OnePass, checked, explaining, one_pass_of
+from saliency_sanity.versions import Versions
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -25,8 +26,17 @@ SCHEMES = {
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
-def steps_of(draws):
-    return [randomization.Step("trained", draws.private, frozenset()), *draws.shared_copies()]
+def versions_of(model, images, **options):
+    """The trained model and its randomised versions, which take turns in one working copy."""
+    versions = Versions(randomization.Redraws(model, seed=0, example=images[:1], **options))
+    versions.begin(0)
+    return versions
+
+
+def taped(tape, versions, number, targets):
+    model = versions.at(number)
+    with explaining(model):
+        return tape.maps(model, versions.changed(number), targets)
 
 
 def outcome(call):
@@ -40,19 +50,19 @@ def outcome(call):
 def replayed(model, images, methods, *, scheme="cascading", **options):
     """The tapes, one a method, after all copies got the maps of a plain pass from them."""
     targets = torch.arange(len(images)) % 3
-    draws = randomization.Redraws(model, seed=0, example=images[:1], **SCHEMES[scheme], **options)
-    steps, tapes = steps_of(draws), []
+    versions, tapes = versions_of(model, images, **SCHEMES[scheme], **options), []
     for method in methods:
-        tapes.append(Tape(draws.private, images, one_pass_of(method), falling=scheme == "cascading"))
-        for step in steps:
+        versions.at(0)
+        tapes.append(Tape(versions.own.model, images, one_pass_of(method), falling=scheme == "cascading"))
+        for number, name in enumerate(versions.names):
             with checked():  # some networks are made to be refused
-                plain = outcome(partial(method, step.model, images, targets))
-            taped = outcome(partial(tapes[-1].maps, step.model, step.changed, targets))
+                plain = outcome(lambda: method(versions.at(number), images, targets))  # noqa: B023
+            found = outcome(lambda: taped(tapes[-1], versions, number, targets))  # noqa: B023
             if isinstance(plain, str):
-                assert taped == plain
+                assert found == plain
             else:
-                torch.testing.assert_close(taped, plain, atol=1e-6, rtol=1e-6)
-                assert plain.any() or step.name != "trained"
+                torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-6)
+                assert plain.any() or name
     return tapes
 
 
@@ -420,35 +430,35 @@ def test_maps_are_those_of_a_plain_pass(method, scheme, batch_norm, device):
     model = models.cnn(batch_norm=batch_norm).eval().to(device)
     images = torch.rand(3, 1, 28, 28, generator=generator(0)).to(device)
     targets = torch.arange(3, device=device)
-    draws = randomization.Redraws(model, seed=0, example=images[:1], **SCHEMES[scheme])
-    tape = Tape(draws.private, images, one_pass_of(method))
-    for step in steps_of(draws):
-        taped, plain = tape.maps(step.model, step.changed, targets), method(step.model, images, targets)
-        torch.testing.assert_close(taped, plain, atol=1e-6, rtol=1e-5)
+    versions = versions_of(model, images, **SCHEMES[scheme])
+    tape = Tape(versions.own.model, images, one_pass_of(method))
+    for number in range(len(versions)):
+        found, plain = taped(tape, versions, number, targets), method(versions.at(number), images, targets)
+        torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-5)
     assert tape.safe
 
 
 def test_what_lies_below_a_change_runs_once():
     model = models.cnn().eval()
     images = torch.rand(2, 1, 28, 28)
-    draws = randomization.Redraws(model, scheme="cascading", seed=0)
-    tape, runs = Tape(draws.private, images, saliency.gradient.one_pass, falling=True), {}
-    for step in steps_of(draws):
+    versions = versions_of(model, images, scheme="cascading")
+    tape, runs = Tape(versions.own.model, images, saliency.gradient.one_pass, falling=True), {}
+    for number, name in enumerate(versions.names):
         with torch.profiler.profile() as profile:
-            tape.maps(step.model, step.changed, torch.tensor([0, 1]))
+            taped(tape, versions, number, torch.tensor([0, 1]))
         counts = {event.key: event.count for event in profile.key_averages()}
-        runs[step.name] = counts.get("aten::conv2d", 0), counts.get("aten::linear", 0)
-    layers = {"trained": (2, 2), "logits": (0, 1), "fc1": (0, 2), "conv2": (1, 2), "conv1": (2, 2)}
+        runs[name] = counts.get("aten::conv2d", 0), counts.get("aten::linear", 0)
+    layers = {"": (2, 2), "logits": (0, 1), "fc1": (0, 2), "conv2": (1, 2), "conv1": (2, 2)}
     assert runs == layers and tape.safe
 
 
 def test_a_falling_tape_lets_go_of_what_is_out_of_reach():
     model, images = models.cnn().eval(), torch.rand(2, 1, 28, 28)
-    draws = randomization.Redraws(model, scheme="cascading", seed=0)
-    tape = Tape(draws.private, images, saliency.gradient.one_pass, falling=True)
+    versions = versions_of(model, images, scheme="cascading")
+    tape = Tape(versions.own.model, images, saliency.gradient.one_pass, falling=True)
     kept = []
-    for step in steps_of(draws):
-        tape.maps(step.model, step.changed, torch.tensor([0, 1]))
+    for number in range(len(versions)):
+        taped(tape, versions, number, torch.tensor([0, 1]))
         kept.append(sum(call.output is not None for call in tape.calls))
     assert kept == sorted(kept, reverse=True) and kept[0] > kept[1] > kept[2] > kept[3] > kept[4]
 
@@ -468,10 +478,9 @@ def test_networks_that_write_in_place_are_replayed(name, scheme):
 def test_other_networks_than_the_recorded_come_second(method):
     """A tape that has recorded nothing runs a copy from the start."""
     model, images, targets = models.cnn().eval(), torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
-    draws = randomization.Redraws(model, scheme="cascading", seed=0)
-    step = next(draws.shared_copies())
-    tape = Tape(draws.private, images, one_pass_of(method))
-    assert torch.equal(tape.maps(step.model, step.changed, targets), method(step.model, images, targets))
+    versions = versions_of(model, images, scheme="cascading")
+    tape = Tape(versions.own.model, images, one_pass_of(method))
+    assert torch.equal(taped(tape, versions, 1, targets), method(versions.at(1), images, targets))
 
 
 # ---------------------------------------------------------------- methods that say what they are

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-COLUMNS = ["scheme", "role", "seed", "stage", "layer", "method", "metric", "image", "similarity"]
+COLUMNS = [*sanity.COLUMNS, "note"]
 check = partial(sanity.parameter_randomization, show_progress=False)
 
 
@@ -62,12 +62,14 @@ def by_hand(model, x, y, methods, metrics, scheme="cascading", seeds=(0, 1), exp
                 reference, maps = heat(function, model, x, y), heat(function, copy, x, classes)
                 for metric in metrics:
                     values = similarity.METRICS[metric](reference, maps).tolist()
-                    rows += [(scheme, "curve", seed, stage, layer, method, metric, i, v) for i, v in enumerate(values)]
+                    rows += [
+                        (scheme, "curve", seed, stage, layer, method, metric, i, v, "") for i, v in enumerate(values)
+                    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def assert_same_frame(ours, theirs, tolerance=1e-6):
-    keys = COLUMNS[:-1]
+    keys = COLUMNS[:-2]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].to_dict("list") == theirs[keys].to_dict("list")
     np.testing.assert_allclose(ours.similarity, theirs.similarity, atol=tolerance)
@@ -96,7 +98,7 @@ def test_the_frame_is_tidy_and_complete(x, y):
         **{(line, method): 2 * cell for line in ("noise", "other_image", "twin") for method in methods},
         ("retest", "smoothgrad"): 2 * cell,
     }
-    assert not frame.duplicated(COLUMNS[:-1]).any()
+    assert not frame.duplicated(COLUMNS[:-2]).any()
     assert set(frame.seed[frame.scheme != "twin"]) == {3, 5} and set(lines(frame, "twin").seed) == {0, 1}
     own = curves(frame)
     assert own.drop_duplicates("stage").layer.tolist() == ["", *SMALL]
@@ -115,7 +117,7 @@ def test_the_trained_model_is_like_itself(scheme, x, y):
         x,
         y,
         methods=["gradient", "gradcam", "smoothgrad"],
-        metrics=list(similarity.METRICS),
+        metrics=[metric for metric in similarity.METRICS if metric != "topk_intersection"],  # ties are broken twice
         scheme=scheme,
         seeds=[0],
     )
@@ -189,7 +191,7 @@ class Concatenated(Residual):
         a = self.stem(x)
         b = self.blocks[0](a.relu())
         c = self.blocks[1](b.relu() + a)
-        d = self.blocks[2](c.sin() + b)
+        d = self.blocks[2](0.5 * c + b)
         return self.head((d * a + c).mean((2, 3)) + x.mean((2, 3)).repeat(1, 2))
 
 
@@ -740,7 +742,7 @@ def a_frame():
         rows += [("noise", "floor", seed, 0, "", "g", "m", i, 0.0) for i in (0, 1)]
         rows += [("retest", "ceiling", seed, 0, "", "g", "m", i, 0.6 + 0.2 * seed) for i in (0, 1)]
     rows += [("twin", "ceiling", 0, 0, "", "g", "m", i, 0.35) for i in (0, 1)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS[:-1])
 
 
 @pytest.mark.parametrize(
@@ -891,7 +893,7 @@ def test_data_randomization_pairs_networks_as_it_says():
     roles = {"random_labels": "curve", "random_labels_crossed": "curve", "second_seed": "control"}
     roles |= {"other_image": "floor", "noise": "floor"}
     assert frame.scheme.map(roles).equals(frame.role)
-    assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == sanity.COLUMNS
+    assert set(frame.scheme) == {*pairs, "other_image", "noise"} and list(frame.columns) == [*sanity.COLUMNS, "note"]
 
 
 @pytest.mark.parametrize(("true", "permuted"), [(1, 1), (3, 2), (0, 0)])

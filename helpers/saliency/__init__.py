@@ -8,9 +8,13 @@ and left as it was: mode, weights, gradients and hooks.
 import re
 from collections.abc import Callable
 from functools import partial
+from inspect import Parameter, signature
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ..checks import check_input
+from ..device import batches
 from . import controls
 from .backprop_rules import deconvnet, guided_backprop
 from .cam import gradcam, guided_gradcam
@@ -25,6 +29,7 @@ from .gradients import (
     vargrad,
 )
 from .lrp import lrp_alpha_beta, lrp_composite, lrp_epsilon
+from .passes import at_most, places
 from .perturbation import kernel_shap, lime, occlusion
 from .rescale import deeplift
 
@@ -35,6 +40,7 @@ __all__ = [
     "deconvnet",
     "deeplift",
     "expected_gradients",
+    "explain",
     "get",
     "gradcam",
     "gradient",
@@ -143,3 +149,61 @@ def heatmap(maps: Tensor, *, signed: bool) -> Tensor:
         raise ValueError(f"maps must be (N, C, H, W), got {tuple(maps.shape)}.")
     total = maps.sum(1)
     return total if signed else total.abs()
+
+
+def explain(
+    method: str | Callable[..., Tensor],
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    signed: bool,
+    batch_size: int | None = None,
+    **options,
+) -> Tensor:
+    """Heatmaps `(N, H, W)` in one call: a method's maps, their channels added up by `heatmap`.
+
+    Parameters
+    ----------
+    method : a key of `METHODS`, or a function `(model, images, targets, **options)` that returns `(N, C, H, W)`.
+    signed : keep the sign of the sum over channels, or take its absolute value.
+    batch_size : images of one pass at most. A function that has no such option is given that many at a time, with
+        their places where it takes `indices`.
+    options : the method's own, for example `steps=`.
+
+    Raises
+    ------
+    ValueError
+        The method or an option is unknown; images, targets or model are not what the method takes; what it returns
+        is no maps.
+    """
+    function = get(method)
+    known = signature(function).parameters
+    unknown = options.keys() - known
+    if unknown and Parameter.VAR_KEYWORD not in {parameter.kind for parameter in known.values()}:
+        own = ", ".join(name for name, parameter in known.items() if parameter.kind is Parameter.KEYWORD_ONLY)
+        raise ValueError(f"{title(method)} has no option {', '.join(sorted(unknown))}; it has: {own or 'none'}.")
+    check_input(images, targets)
+    if batch_size is None:
+        maps = function(model, images, targets, **options)
+    elif "batch_size" in known:
+        maps = function(model, images, targets, batch_size=batch_size, **options)
+    else:
+        maps = _part_by_part(function, model, images, targets, batch_size, options)
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != len(images):
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"{title(method)} must return maps ({len(images)}, C, H, W), got {got}.")
+    return heatmap(maps.detach(), signed=signed)
+
+
+def _part_by_part(
+    function: Callable[..., Tensor], model: nn.Module, images: Tensor, targets: Tensor, size: int, options: dict
+) -> Tensor:
+    """The maps of a function that takes no `batch_size`, `size` images at a time."""
+    where = places(options.pop("indices", None), images) if "indices" in signature(function).parameters else None
+    maps = []
+    with at_most(size):  # also for the methods that it calls itself
+        for part in batches(len(images), size):
+            own = options if where is None else {**options, "indices": where[part]}
+            maps.append(function(model, images[part], targets[part], **own))
+    return torch.cat(maps)

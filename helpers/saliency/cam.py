@@ -1,6 +1,6 @@
 """Class activation maps: one weight a channel, drawn at the resolution of a layer that has places."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def gradcam_layer(model: nn.Module, images: Tensor) -> str:
     ValueError
         No output is known to be of this kind; the message names the layers that have places.
     """
-    check_input(images, torch.zeros(len(images), dtype=torch.int64))
+    check_input(images, torch.zeros(images.shape[:1] if isinstance(images, Tensor) else 0, dtype=torch.int64))
     check_model(model, images)
     return _default(model, images)
 
@@ -139,25 +139,31 @@ def _has_places(model: nn.Module, images: Tensor, module: nn.Module, run: _Run) 
     read = reading(model, images, module, run.name, run.shape)
     if read is None:
         return False
-    blank = torch.zeros(run.shape, device=images.device, requires_grad=True)
-    values = read(blank)
-    if min(values.shape[2:]) == 1:
+    grid = read(torch.zeros(run.shape, device=images.device)).shape[2:]
+    if any(size == 1 < side for size, side in zip(grid, images.shape[2:])):
         return False
-    placed = torch.autograd.grad(values.sum(), blank)[0].bool()
+    return _uses_places(model, images, module, run.name, run.shape, read)
+
+
+def _uses_places(
+    model: nn.Module, images: Tensor, module: nn.Module, name: str, shape: Sequence[int], read: Reading
+) -> bool:
+    """Whether logits depend on what is read of this output, if on any of it: not so for a class token's last block."""
+    blank = torch.zeros(shape, device=images.device, requires_grad=True)
+    placed = torch.autograd.grad(read(blank).sum(), blank)[0].bool()
     if placed.all():
         return True
-    # Behind the last attention the logits hang on the class token alone, which is no place.
-    logits, output = watched(model, images, module, run.name)
+    logits, output = watched(model, images, module, name)
     (gradient,) = torch.autograd.grad((logits * _numbers(logits)).sum(), output)
-    if gradient.any():
-        return bool(gradient[placed].any())
+    if gradient[placed].any():
+        return True
 
     def is_felt(where: Tensor) -> bool:
-        spoilt, _ = watched(model, images, module, run.name, lambda kept: kept.masked_fill(where, torch.nan))
+        spoilt, _ = watched(model, images, module, name, lambda kept: kept.masked_fill(where, torch.nan))
         return bool(spoilt.isnan().any())
 
-    # Weights are zero somewhere. A NaN arrives all the same, unless the model drops it.
-    return is_felt(placed) or not is_felt(torch.ones_like(placed))
+    # Where weights are zero there may be no gradient and yet a way. A NaN goes it, unless the model drops it.
+    return is_felt(placed) or not (gradient.any() or is_felt(torch.ones_like(placed)))
 
 
 def _numbers(like: Tensor) -> Tensor:
@@ -230,24 +236,28 @@ def gradcam(
     Raises
     ------
     ValueError
-        The layer is unknown, does not run, has no place, or its places cannot be told; no layer can be chosen; or
-        no gradient reaches the layer although the logits depend on it.
+        The layer is unknown, does not run, has no place, or its places cannot be told or are not used; no layer can
+        be chosen; or no gradient reaches the layer although the logits depend on it.
     """
     name = _named(model, images, layer)
     module = model.get_submodule(name)
     read: Reading | None = None
-    small = []
+    small, is_used = [], False
     with explaining(model):
         for part in chunks(len(images), images):
             run = partial(chosen_logits, model, targets=targets[part])
             logits, output = watched(run, images[part], module, name)
             read = read or _known_reading(model, images, module, name, output, reshape)
-            weights = read(_gradient(run, images[part], module, name, logits, output)).mean((2, 3), keepdim=True)
+            gradient = read(_gradient(run, images[part], module, name, logits, output))
+            weights = gradient.mean((2, 3), keepdim=True)
             small.append((weights * read(output.detach())).sum(1, keepdim=True).relu())
+            is_used = is_used or bool(gradient.any())
         maps = torch.cat(small)
-        is_flat = bool((maps.amax((1, 2, 3)) - maps.amin((1, 2, 3)) <= rounding(maps)).all())
-        if layer is None and read and is_flat and maps.any():
+        is_flat = (maps.amax((1, 2, 3)) - maps.amin((1, 2, 3)) <= rounding(maps)).all()
+        if read and layer is None and is_flat and maps.any():
             _refuse_a_layer_without_a_place(model, images, module, name, read)
+        if read and not is_used:
+            _refuse_a_layer_whose_places_nothing_reads(model, images, module, name, read)
     return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -255,13 +265,24 @@ def _refuse_a_layer_without_a_place(
     model: nn.Module, images: Tensor, module: nn.Module, name: str, read: Reading
 ) -> None:
     """Raise if the layer has one number a channel, the same everywhere, that differs from image to image."""
-    with torch.no_grad():
-        values = read(watched(model, with_noise(images), module, name)[1].detach())
+    values = read(watched(model, with_noise(images), module, name)[1].detach())
     spread = (values.amax((2, 3)) - values.amin((2, 3))).amax()
     if spread <= rounding(values) < (values[0] - values[1]).abs().amax():
         raise ValueError(
             f"the map at layer {name!r}, which was chosen because none was named, is the same everywhere: what it puts "
             "out does not depend on the place. Name an earlier layer with layer=."
+        )
+
+
+def _refuse_a_layer_whose_places_nothing_reads(
+    model: nn.Module, images: Tensor, module: nn.Module, name: str, read: Reading
+) -> None:
+    """Raise if the map is zero for the wiring of the model, not for its weights."""
+    pair = with_noise(images)
+    if not _uses_places(model, pair, module, name, watched(model, pair, module, name)[1].shape, read):
+        raise ValueError(
+            f"the logits do not depend on the places of layer {name!r}, only on a class token there, and its map "
+            "would be zero: name an earlier layer with layer=, or none."
         )
 
 

@@ -289,12 +289,13 @@ def smoothgrad_integrated_gradients(
     """
     at_least_one("step", steps)
     noisy = _noisy(images, samples, sigma, seed, indices)
-    start, maps = starting_point(baseline, images), torch.zeros_like(images, dtype=torch.float64)
+    start, maps = starting_point(baseline, images), torch.empty(images.shape, dtype=images.dtype, device=images.device)
     size = max(1, _a_pass(samples * steps, images) // steps)
-    for i, total in enumerate(maps):
-        copies = noisy(i)
+    for i in range(len(images)):
+        copies, own = noisy(i), _Mean()
         for part in batches(samples, size):
             inputs = copies(part)
             classes = targets[i].expand(len(inputs))
-            total += _along_the_line(model, inputs, classes, start[i].expand_as(inputs), steps).sum(0)
-    return (maps / samples).to(images.dtype)
+            own.add(_along_the_line(model, inputs, classes, start[i].expand_as(inputs), steps), part)
+        maps[i] = own.result()
+    return maps

@@ -49,7 +49,7 @@ def lrp_epsilon(
     ------
     ValueError
         LRP has no rule for a step of the model (see `lrp_composite`), an option is out of range, or in half of the
-        images or more the sizes of the relevance add up to a million times the logit.
+        images or more relevance grows so far that rounding hides its sum (sizes of 1e6 logits in single precision).
     """
     if not 0 < epsilon < float("inf"):
         raise ValueError(f"epsilon must be positive, got {epsilon}.")

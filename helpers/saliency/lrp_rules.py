@@ -19,7 +19,6 @@ from .backward_graph import MOVES, gradient_or_zeros, refuse_unknown_steps
 from .passes import chosen_logits, chunks, explaining
 
 POOLS = frozenset(("AdaptiveMaxPool2D", "MaxPool2DWithIndices"))  # the largest value takes all
-MOST = 1e6  # times the logit: more, and single precision cannot add it up
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -207,18 +206,19 @@ def propagate(
 
 
 def _refuse_explosions(maps: Tensor, logits: Tensor) -> None:
-    """Raise where relevance has grown so far that its sum, the logit, is lost in it, in half the images or more.
+    """Raise where relevance has grown so far that its sum, the logit, is lost in rounding, in half the images or more.
 
     Where a bias alone opens a unit, next to nothing shares out its relevance, and shares of both signs are many times
     what they add up to. That may happen in any image; where it happens layer after layer it happens in all of them.
     """
-    sizes = maps.double().abs().flatten(1).sum(1)
-    grown = ~(sizes <= MOST * logits.double().abs())
+    sizes, most = maps.double().abs().flatten(1).sum(1), 0.1 / torch.finfo(maps.dtype).eps
+    grown = ~(sizes <= most * logits.double().abs())
     often = 2 * grown.sum() >= (sizes != 0).sum() > 0
     if grown.any() and (often or not torch.isfinite(sizes).all()):
         named = ", ".join(map(str, grown.nonzero()[:5, 0].tolist())) + (", ..." if grown.sum() > 5 else "")
         raise ValueError(
             f"LRP's relevance overflows in {int(grown.sum())} of {len(maps)} images ({named}): its sizes add up to "
-            f"more than {MOST:.0e} times the logit, because contributions cancel where biases are left out. Take "
-            "lrp_composite, or lrp_epsilon with zero_params=None or a larger epsilon."
+            f"more than {most:.0e} times the logit, because contributions cancel where biases are left out. Take "
+            "lrp_composite, a model and images in double precision, or lrp_epsilon with zero_params=None or a larger "
+            "epsilon."
         )

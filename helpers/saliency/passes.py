@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from inspect import Parameter, signature
 from numbers import Integral
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +18,46 @@ from ..inference import buffers_kept, explaining, random_state_kept
 from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
+IMAGES_KEPT = 400  # a guess on the safe side: what a deep network keeps of an image for the way back, in images
+
+Result = TypeVar("Result")
 
 
-_AT_MOST: ContextVar[int | None] = ContextVar("images a pass at most", default=None)
+class _Room:
+    """How many images a pass may take: at most what was asked for, and fewer once a device had no room for them."""
+
+    def __init__(self, at_most: int | None):
+        self.at_most, self.last = at_most, 0
+        self.guesses: dict[tuple[torch.device, int], int] = {}
+
+    def on_device(self, image: Tensor) -> int:
+        """A guess from the memory that was free when images of this size were first asked about."""
+        key = image.device, image.numel() * image.element_size()
+        if key not in self.guesses:
+            free, _ = torch.cuda.mem_get_info(image.device)
+            idle = torch.cuda.memory_reserved(image.device) - torch.cuda.memory_allocated(image.device)
+            self.guesses[key] = max(1, (free + idle) * 4 // 5 // (IMAGES_KEPT * key[1]))
+        return self.guesses[key]
+
+
+_ROOM: ContextVar[_Room | None] = ContextVar("the room that passes have", default=None)
 _CHECKED: ContextVar[bool] = ContextVar("the models at hand were checked", default=False)
+_FOUND_GOOD: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()  # models, and what was checked of each
 
 
 @contextmanager
 def at_most(batch_size: int | None) -> Iterator[None]:
     """Inside the block a pass of a model takes at most so many images; None leaves it as it is."""
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
+    ):
         raise ValueError(f"batch_size must be a whole number of images, at least 1, or None; got {batch_size!r}.")
-    token = _AT_MOST.set(_AT_MOST.get() if batch_size is None else batch_size)
+    room = _ROOM.get()
+    token = _ROOM.set(_Room(batch_size) if room is None or batch_size is not None else room)
     try:
         yield
     finally:
-        _AT_MOST.reset(token)
+        _ROOM.reset(token)
 
 
 @contextmanager
@@ -44,30 +70,72 @@ def checked() -> Iterator[None]:
         _CHECKED.reset(token)
 
 
+def images_a_pass(images: Tensor) -> int:
+    """How many images like these a pass may take: a fixed number on the CPU, a guess from the free memory on a GPU."""
+    room = _ROOM.get() or _Room(None)
+    size = room.on_device(images[0]) if images.is_cuda else max(1, VALUES_A_PASS // images[0].numel())
+    return min(size, room.at_most or size)
+
+
 def chunks(count: int, images: Tensor, each: int = 1) -> Iterator[slice]:
     """Slices of `range(count)`, each small enough for one pass where one takes `each` images like `images[0]`."""
-    size = VALUES_A_PASS // images[0].numel()
-    return batches(count, max(1, min(size, _AT_MOST.get() or size) // each))
+    size = max(1, images_a_pass(images) // each)
+    if room := _ROOM.get():
+        room.last = min(size, count)
+    return batches(count, size)
+
+
+def with_room(call: Callable[[], Result]) -> Result:
+    """What `call()` returns; it is called again, with half as many images a pass, where the device had no room.
+
+    Inside `at_most`, which remembers the smaller number.
+    """
+    room = _ROOM.get()
+    while True:
+        if room:
+            room.last = 0
+        try:
+            return call()
+        except torch.cuda.OutOfMemoryError:
+            if room is None or room.last < 2:
+                raise
+        room.at_most = room.last // 2  # here, where the exception no longer holds the tensors of the pass
+        torch.cuda.empty_cache()
+
+
+def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
+    """`check_model`, left out where this very model, not written into since, was found good for such images."""
+    held = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    if not held or any(nn.parameter.is_lazy(tensor) or tensor.is_inference() for tensor in held):
+        return check_model(model, images, differentiable=differentiates)
+    tensors = [(id(tensor), tensor._version) for tensor in held]
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+    what = differentiates, images.shape[1:], images.dtype, images.device, tensors, hooks
+    if _FOUND_GOOD.get(model) != what:
+        check_model(model, images, differentiable=differentiates)
+        _FOUND_GOOD[model] = what
 
 
 def explains(function: Callable[..., Tensor] | None = None, *, differentiates: bool = True):
     """Make a method of `function(model, images, targets, **options)`.
 
-    Its input and its model are checked, and it takes `batch_size`, the images of one pass at most. What the model draws
-    and counts while it is explained is put back. A method that never `differentiates` takes models without a gradient.
+    Its input and its model are checked, and it takes `batch_size`, the images of one pass at most; on a GPU it starts
+    again with smaller passes where memory runs out. What the model draws and counts while it is explained is put back.
+    A method that never `differentiates` takes models without a gradient.
     """
     if function is None:
         return partial(explains, differentiates=differentiates)
 
     @wraps(function)
     def method(model: nn.Module, images: Tensor, targets: Tensor, *, batch_size: int | None = None, **options):
-        check_input(images, targets)
+        if not (_CHECKED.get() and getattr(images, "is_cuda", False)):  # every look at values makes a GPU wait
+            check_input(images, targets)
         if _CHECKED.get():
             with at_most(batch_size):
-                return function(model, images, targets, **options)
-        check_model(model, images, differentiable=differentiates)
+                return with_room(partial(function, model, images, targets, **options))
+        _check_once(model, images, differentiates)
         with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
-            return function(model, images, targets, **options)
+            return with_room(partial(function, model, images, targets, **options))
 
     own = signature(function)
     knob = Parameter("batch_size", Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
@@ -119,8 +187,8 @@ def class_count(model: nn.Module, images: Tensor) -> int:
         return model(images.clone()).shape[1]
 
 
-def chosen_logits(model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor) -> Tensor:
-    """The logit of each image's target class, `(N,)`.
+def chosen_logits(model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, *, known: bool = False) -> Tensor:
+    """The logit of each image's target class, `(N,)`; targets that are `known` to be classes are not looked at.
 
     Raises
     ------
@@ -131,7 +199,7 @@ def chosen_logits(model: Callable[[Tensor], Tensor], images: Tensor, targets: Te
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits of shape ({len(images)}, classes), got {got}.")
-    if targets.max() >= logits.shape[1]:
+    if not known and targets.max() >= logits.shape[1]:
         raise ValueError(f"target {targets.max().item()} is not one of the model's {logits.shape[1]} classes.")
     places = targets.to(logits.device, copy=True)  # a tensor of inference mode could not be kept for backward
     return logits.gather(1, places[:, None])[:, 0]
@@ -193,14 +261,16 @@ class OnePass:
         targets: Tensor,
         *,
         leaf: Tensor | None = None,
+        known: bool = False,
     ) -> Tensor:
         """The maps of a few images, inside `explaining`.
 
-        With a `leaf`, which has the images' values, the gradient is taken there and the graph is kept.
+        With a `leaf`, which has the images' values, the gradient is taken there and the graph is kept. `known` says
+        that the targets are classes of the model.
         """
         at = images.detach().clone().requires_grad_() if leaf is None else leaf
         with self.rule():
-            logits = chosen_logits(run, at.clone() if leaf is None else at, targets)
+            logits = chosen_logits(run, at.clone() if leaf is None else at, targets, known=known)
             self.inspect(logits)
             # A rule may rightly send nothing back. A pass from a tape runs once: what fails there is run again in full.
             plain = self.rule is nullcontext and leaf is None

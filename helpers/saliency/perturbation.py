@@ -35,7 +35,7 @@ def _logits_of_masked(
     return values
 
 
-@explains
+@explains(differentiates=False)
 def occlusion(
     model: nn.Module,
     images: Tensor,
@@ -190,7 +190,7 @@ def _least_squares(features: Tensor, weights: Tensor, values: Tensor) -> Tensor:
     return torch.linalg.lstsq(features * root[:, None], values * root).solution
 
 
-@explains
+@explains(differentiates=False)
 def lime(
     model: nn.Module,
     images: Tensor,
@@ -232,7 +232,7 @@ def lime(
     return _explain_segments(model, images, targets, segments, samples, seed, indices, baseline, draw, fit)
 
 
-@explains
+@explains(differentiates=False)
 def kernel_shap(
     model: nn.Module,
     images: Tensor,

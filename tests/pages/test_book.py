@@ -1,5 +1,6 @@
 """The built pages, read in a real browser: what a reader sees on a laptop and on a phone."""
 
+import functools
 import re
 import unicodedata
 from pathlib import Path
@@ -68,7 +69,9 @@ def each_page(visit, request):
     page.context.close()
 
 
+@functools.cache
 def soup(path: Path) -> BeautifulSoup:
+    """A built page, read once: some take seconds."""
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
 
 

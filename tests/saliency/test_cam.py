@@ -178,9 +178,12 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A vision transformer; `extra` tokens besides the patches, in front or behind, and the head reads the first."""
+    """A vision transformer; `extra` tokens besides the patches, in front or behind, of which the head reads one.
 
-    def __init__(self, extra=1, behind=False, pooled=False, shape=WIDE, width=12, depth=3):
+    Where they are `mixed` they hold the mean of all patches from the start.
+    """
+
+    def __init__(self, extra=1, behind=False, pooled=False, mixed=False, shape=WIDE, width=12, depth=3):
         super().__init__()
         patches = shape[1] * shape[2] // 64
         with local_seed(3):
@@ -189,11 +192,12 @@ class Transformer(nn.Module):
             self.position = nn.Parameter(torch.randn(1, patches + extra, width) / 4)
             self.blocks = nn.Sequential(*(TransformerBlock(width) for _ in range(depth)))
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, CLASSES)
-        self.behind, self.pooled = behind, pooled
+        self.behind, self.pooled, self.mixed = behind, pooled, mixed
         self.patches = slice(0, patches) if behind else slice(extra, None)
 
     def forward(self, x):
         tokens, extra = self.embed(x).flatten(2).transpose(1, 2), self.extra.expand(len(x), -1, -1)
+        extra = extra + tokens.mean(1, keepdim=True) if self.mixed else extra
         tokens = torch.cat([tokens, extra] if self.behind else [extra, tokens], 1) + self.position
         tokens = self.norm(self.blocks(tokens))
         at = tokens[:, self.patches].mean(1) if self.pooled else tokens[:, -1 if self.behind else 0]
@@ -236,6 +240,7 @@ FAMILIES = {  # a network, the layer that is to be taken, and how its output is 
     "distilled": (lambda: Transformer(2), "blocks.1", None),
     "registers": (lambda: Transformer(5), "blocks.1", None),
     "class token behind": (lambda: Transformer(1, behind=True), "blocks.1", None),
+    "class token of all patches": (lambda: Transformer(1, mixed=True), "blocks.1", None),
     "mean of patches": (lambda: Transformer(0, pooled=True), "norm", None),
     "mean of patches beside a class token": (lambda: Transformer(1, pooled=True), "norm", None),
 }
@@ -281,9 +286,9 @@ def everything_flows_through(model, layer, x):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_layer_is_the_last_with_places_through_which_everything_flows(name):
+def test_the_layer_is_the_last_with_places_through_which_everything_flows(name, device):
     model, layer, read = family(name)
-    x, y = images(3, WIDE), targets(3)
+    model, x, y = model.to(device), images(3, WIDE).to(device), targets(3).to(device)
     assert gradcam_layer(model, x) == layer
     assert everything_flows_through(model, layer, x)
     maps = by_hand(model, layer, x, y, read)
@@ -356,10 +361,11 @@ def test_one_piece_of_a_tensor_is_not_everything():
     class Pieces(nn.Module):
         def __init__(self):
             super().__init__()
-            self.base, self.cut, self.head = nn.Conv2d(3, 6, 4, 4), Cut(), nn.Linear(6, CLASSES)
+            self.stem, self.base = nn.Conv2d(3, 6, 4, 4), Block(lambda x, a, b: torch.relu(x + b))
+            self.cut, self.head = Cut(), nn.Linear(6, CLASSES)
 
         def forward(self, x):
-            first = self.cut(self.base(x))
+            first = self.cut(self.base(self.stem(x)))
             return self.head(torch.cat([first.relu(), self.cut.rest.tanh()], 1).mean((2, 3)))
 
     class Cut(nn.Module):
@@ -396,6 +402,12 @@ def test_no_layer_at_all_raises():
             method(models.mlp(), x, targets(2))
     with pytest.raises(ValueError, match="no layer of this model is known"):
         gradcam_layer(models.mlp(), x)
+
+
+@pytest.mark.parametrize("bad", [images()[0], None, images().numpy()])
+def test_what_are_no_images_have_no_layer(bad):
+    with pytest.raises(ValueError, match=r"images must be a float tensor \(N, C, H, W\)"):
+        gradcam_layer(cnn(), bad)
 
 
 def test_two_networks_side_by_side_are_refused_with_the_layers_to_choose_from():
@@ -462,7 +474,7 @@ def test_a_map_that_is_stretched_is_not_read_by_its_sides_alone():
 def test_tokens_are_had_by_name_or_by_a_function(name):
     model, layer, read = family(name)
     x, y = images(3, WIDE), targets()
-    for other in (layer, "norm", "blocks.0"):
+    for other in (layer, "blocks.0", "blocks.2.norm1"):
         maps = by_hand(model, other, x, y, read)
         torch.testing.assert_close(gradcam(model, x, y, layer=other, reshape="tokens"), maps)
         torch.testing.assert_close(gradcam(model, x, y, layer=other, reshape=read), maps)
@@ -538,6 +550,33 @@ def test_a_map_that_is_nowhere_positive_is_a_map_of_zeros():
     x = images(2, WIDE).abs()
     maps = gradcam(model, x, targets(2))
     assert torch.equal(maps, torch.zeros(2, 1, 32, 48))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("layer", ["norm", "blocks", "blocks.2"])
+def test_patches_that_nothing_reads_raise(layer, zero):
+    """Behind the last attention the logits hang on the class token: all weights of the map would be zero."""
+    model, default, _ = family("class token")
+    if zero:
+        nn.init.zeros_(model.head.weight)
+    with pytest.raises(ValueError, match=f"depend on the places of layer '{layer}', only on a class token.*layer="):
+        gradcam(model, images(2, WIDE), targets(2), layer=layer)
+    assert gradcam(model, images(2, WIDE), targets(2), layer=default).any() != zero
+
+
+def test_patches_that_weights_silence_have_a_map_of_zeros():
+    model, layer, _ = family("class token")
+    for block in model.blocks:
+        nn.init.zeros_(block.attention.out_proj.weight)
+    assert gradcam_layer(model, images(2, WIDE)) == layer
+    assert not gradcam(model, images(2, WIDE), targets(2)).any()
+
+
+def test_a_strip_has_places_in_a_row():
+    end = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)
+    model, x, y = lively(nn.Sequential(nn.Conv2d(3, 6, (1, 5), (1, 2)), *end)), images(2, (3, 1, 40)), targets(2)
+    assert gradcam_layer(model, x) == "0"
+    torch.testing.assert_close(gradcam(model, x, y), by_hand(model, "0", x, y))
 
 
 @pytest.mark.parametrize("layer", ["2", "3"])

@@ -6,10 +6,11 @@ import captum.attr
 import pytest
 import torch
 from networks import CLASSES, SHAPE, cnn, images, linear, targets
-from saliency_sanity.device import generator
+from saliency_sanity.device import generator, seed_of
 from saliency_sanity.inference import evaluating
 from saliency_sanity.saliency import passes
 from saliency_sanity.saliency.gradients import (
+    _Noise,
     expected_gradients,
     gradient,
     input_x_gradient,
@@ -249,6 +250,74 @@ def test_the_size_of_a_pass_does_not_matter(method, per_pass, x, y, monkeypatch)
     whole = method(model, x.double(), y)
     monkeypatch.setattr(passes, "VALUES_A_PASS", per_pass * x[0].numel())
     torch.testing.assert_close(method(model, x.double(), y), whole)
+
+
+def shown(count, shape, **options):
+    """The noisy copies at which SmoothGrad takes gradients, `(count, samples, *shape)`, and the images."""
+    model, x = Recorder(), images(count, shape)
+    smoothgrad(model, x, torch.zeros(count, dtype=torch.int64), **options)
+    return torch.cat(model.seen).view(count, -1, *shape), x
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 23])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 5), (1, 3, 5), (1, 4, 4), (1, 1, 17), (3, 5, 7), SHAPE])
+@pytest.mark.parametrize("block", [16, 64, 2**20])
+@pytest.mark.parametrize("per_pass", [1, 3, 1000])
+def test_the_noise_is_that_of_one_draw_however_it_is_cut(samples, shape, block, per_pass, monkeypatch):
+    monkeypatch.setattr(_Noise, "BLOCK", block)
+    monkeypatch.setattr(passes, "VALUES_A_PASS", per_pass * torch.Size(shape).numel())
+    found, x = shown(2, shape, samples=samples, seed=5, indices=[4, 1])
+    for i, place in enumerate((4, 1)):
+        noise = torch.randn(samples, *shape, generator=generator(seed_of(5, place)))
+        assert torch.equal(found[i], x[i] + 0.15 * (x[i].max() - x[i].min()) * noise)
+
+
+@pytest.mark.parametrize("method", NOISY)
+def test_on_any_device_the_noise_does_not_depend_on_passes_and_batch(method, device):
+    model, x, y = cnn().double().to(device), images(dtype=torch.float64).to(device), targets().to(device)
+    whole = method(model, x, y, samples=7, seed=2)
+    torch.testing.assert_close(method(model, x, y, samples=7, seed=2, batch_size=2), whole)
+    alone = method(model, x[2:], y[2:], samples=7, seed=2, indices=[2])
+    torch.testing.assert_close(alone, whole[2:])
+
+
+class Steep(nn.Module):
+    """Its gradient is 1e8 + x: spread about a mean that is a billion times as large."""
+
+    def forward(self, x):
+        return (1e8 * x + x.square() / 2).sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("per_pass", [1, 4, 1000])
+def test_vargrad_is_right_where_the_mean_hides_the_spread(per_pass, monkeypatch):
+    samples, x = 30, images(2, dtype=torch.float64)
+    monkeypatch.setattr(passes, "VALUES_A_PASS", per_pass * x[0].numel())
+    noise = torch.stack([torch.randn(samples, *SHAPE, generator=generator(seed_of(0, i))).double() for i in range(2)])
+    width = 0.15 * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))
+    expected = noise.var(1, correction=0) * width[:, None, None, None].square()
+    found = vargrad(Steep(), x, torch.zeros(2, dtype=torch.int64), samples=samples)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("per_pass", [2, 1000])
+def test_sums_are_kept_in_double_precision(per_pass, x, monkeypatch):
+    """Gradients of 1e4 and of the noise: the mean over copies has all digits of a float32."""
+
+    class Large(nn.Module):
+        def forward(self, x):
+            return (1e4 * x + x.square() / 2).sum((1, 2, 3))[:, None]
+
+    monkeypatch.setattr(passes, "VALUES_A_PASS", per_pass * x[0].numel())
+    zeros, recorder = torch.zeros(3, dtype=torch.int64), Recorder()
+    smoothgrad(recorder, x, zeros, samples=100)
+    gradients = (1e4 + torch.cat(recorder.seen)).double().view(3, 100, *SHAPE)
+    for method, expected in (
+        (smoothgrad, gradients.mean(1)),
+        (smoothgrad_squared, gradients.square().mean(1)),
+        (vargrad, gradients.var(1, correction=0)),
+    ):
+        found = method(Large(), x, zeros, samples=100)
+        torch.testing.assert_close(found, expected.float(), rtol=2e-7, atol=0)
 
 
 # ---------------------------------------------------------------- errors
