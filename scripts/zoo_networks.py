@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
+from saliency_sanity import Wrapped
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -26,17 +27,6 @@ class Network(NamedTuple):
     pixels: int = 64
     rectified: bool = False
     zennit: bool = False
-
-
-class Logits(nn.Module):
-    """A model that returns an object with `logits`, made one that returns them."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).logits
 
 
 # ---------------------------------------------------------------- torchvision
@@ -132,7 +122,7 @@ def _transformers(kind: str, wrapped: bool = True, **options) -> nn.Module:
 
     config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES, **options)
     model = getattr(transformers, f"{kind}ForImageClassification")(config)
-    return Logits(model) if wrapped else model
+    return Wrapped(model, output="logits") if wrapped else model
 
 
 _HF_VIT = {

@@ -56,11 +56,14 @@ def summary(rows: list[Row]) -> str:
 
 
 def _cell(check: str, row: Row) -> str:
-    """A cell of the table: a word, and for what is no method a number."""
-    if check in RANDOMISATION and row.outcome == "right":
-        word = row.says if check == "stages" else "yes"
-    else:
+    """A cell of the table: a word, or a number of stages."""
+    _, _, undefined = row.says.partition("undefined at ")
+    if check not in RANDOMISATION or row.outcome != "right":
         word = row.outcome
+    elif undefined:
+        word = f"{len(undefined.split(', '))} undefined"
+    else:
+        word = row.says if check == "stages" else "yes"
     return f'<td class="zoo-{row.outcome}">{escape(word)}</td>'
 
 

@@ -47,16 +47,22 @@ def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, step
     return sum(weight * images * gradient(model, point * images, targets) for point, weight in pairs)
 
 
-def smoothgrad(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor, samples: int) -> tuple[float, str]:
-    """The mean gradient at the inputs that the method was seen to use, which must be the images with noise of .15."""
-    from saliency_sanity import saliency
-
+@contextmanager
+def inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the model is given inside the block, batch by batch."""
     seen: list[Tensor] = []
     hook = model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    saliency.smoothgrad(model, images, targets, samples=samples)
-    hook.remove()
-    noisy = torch.cat([batch for batch in seen if batch.shape[1:] == images.shape[1:]])[-samples * len(images) :]
-    noisy = noisy.unflatten(0, (len(images), samples))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def smoothgrad(
+    model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor, seen: list[Tensor], samples: int
+) -> tuple[float, str]:
+    """The mean gradient at the inputs that the method was seen to use: the images with noise of .15 of their range."""
+    noisy = torch.cat(seen)[-samples * len(images) :].unflatten(0, (len(images), samples))
     spread = (noisy - images[:, None]).flatten(1).std(1) / (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))
     if ((spread / 0.15 - 1).abs() > 0.03).any():
         return 1.0, "the noise has not the standard deviation that it should"
@@ -201,26 +207,36 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) ->
 
 
 def lost_share(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> float:
-    """How much of the logit is missing in the sum of the relevance, in the worst image."""
+    """How much of the relevance, positive and negative, is missing in its sum, in the worst image."""
     with torch.no_grad():
         logits = logits_of(model, images, targets)
-    return float((maps.sum((1, 2, 3)) / logits - 1).abs().max())
+    size = maps.abs().sum((1, 2, 3)) + logits.abs()
+    return float(((maps.sum((1, 2, 3)) - logits).abs() / size).max())
+
+
+def saturates(model: nn.Module) -> bool:
+    """Whether the model has ReLU6, where relevance passes a unit at its top and the gradient does not."""
+    return any(isinstance(module, (nn.ReLU6, nn.Hardtanh)) for module in model.modules())
 
 
 def lrp(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """zennit's epsilon rule without biases, for the networks that it knows how to prepare."""
+    """zennit's epsilon rule without biases, for the networks that it knows how to prepare.
+
+    Epsilon is 1e-6 root mean squares of a layer's outputs.
+    """
     from zennit.composites import LayerMapComposite, layer_map_base
+    from zennit.core import Stabilizer
     from zennit.rules import Epsilon
     from zennit.torchvision import ResNetCanonizer, VGGCanonizer
     from zennit.types import Convolution, Linear
 
-    model = copy.deepcopy(model)
+    model, little = copy.deepcopy(model), Stabilizer(1e-6, norm_scale=True)
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
     kind = ResNetCanonizer if type(model).__name__ == "ResNet" else VGGCanonizer
-    rules = [(kind, Epsilon(1e-12, zero_params="bias")) for kind in (Convolution, Linear)]
-    with LayerMapComposite(rules + layer_map_base(1e-12), canonizers=[kind()]).context(model) as prepared:
+    rules = [(layer, Epsilon(little, zero_params="bias")) for layer in (Convolution, Linear)]
+    with LayerMapComposite(rules + layer_map_base(little), canonizers=[kind()]).context(model) as prepared:
         at = images.clone().requires_grad_()
         logits = logits_of(prepared, at, targets)
         return torch.autograd.grad(logits, at, logits.detach())[0]
