@@ -41,7 +41,7 @@ def gradcam_layer(model: nn.Module, images: Tensor) -> str:
         No output is known to be of this kind; the message names the layers that have places.
     """
     check_input(images, torch.zeros(images.shape[:1] if isinstance(images, Tensor) else 0, dtype=torch.int64))
-    check_model(model, images)
+    check_model(model, images, differentiable=False)
     return _default(model, images)
 
 
@@ -211,7 +211,7 @@ def _known_reading(
     return read
 
 
-@explains
+@explains(differentiates=False)  # at a layer of one's own the image need not be reached
 def gradcam(
     model: nn.Module,
     images: Tensor,
