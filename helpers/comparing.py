@@ -92,16 +92,18 @@ class Comparison:
         Refusal
             There is nothing to compare with: the method refuses the first side.
         """
-        values: dict[Entry, list[Tensor]] = {}
+        values: dict[Entry, Tensor] = {}
         refused: dict[Entry, Refusal] = {}
         for block in self.pictures.blocks(self.method):
             found = with_room(lambda: _Block(self, block, refused).run())  # noqa: B023
             refused |= found.refused
             for rows, parts in found.values.items():
-                values.setdefault(rows, []).extend(parts)
+                if rows not in values:  # for all blocks: small tensors among large ones would tear the memory to pieces
+                    values[rows] = parts[0].new_empty(len(self.pictures.images))
+                values[rows][block] = torch.cat(parts)
         measured = [
-            rows._replace(values=torch.cat(parts))
-            for rows, parts in values.items()
+            rows._replace(values=similarities)
+            for rows, similarities in values.items()
             if rows._replace(metric="") not in refused
         ]
         lost = sorted(refused, key=lambda rows: rows.stage)

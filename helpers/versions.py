@@ -24,7 +24,8 @@ class Working:
     """
 
     def __init__(self, model: nn.Module, fresh: Fresh):
-        self.model, self.fresh = model, fresh
+        self.model = model
+        self.fresh = {at: value for at, value in fresh.items() if at[1] not in model.get_submodule(at[0])._buffers}
         self.tensors = all_tensors(model)
         self.parameters = len(list(model.parameters()))  # the first of the tensors
         self.held: Sequence[Tensor] = [tensor.detach() for tensor in self.tensors]

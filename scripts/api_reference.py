@@ -19,11 +19,17 @@ ORDER = (
     "book.training_dynamics"
 ).split()
 INSIDE = {"book", "book.assets", "book.claims.card", "model_state", "replay"}
-INSIDE |= {"saliency.passes", "saliency.places", "saliency.backward_graph", "saliency.lrp_rules"}
+INSIDE |= {
+    "saliency.cam.last_convolution",
+    "saliency.passes",
+    "saliency.spatial",
+    "saliency.backward_graph",
+    "saliency.lrp_rules",
+}
 INSIDE |= {"comparing", "dataflow", "heatmaps", "planning", "private", "recipes", "rows", "runs", "stages", "versions"}
 INSIDE |= {f"randomization.{name}" for name in ("Redraws", "check_options")}
 INSIDE |= {"device.batches", "device.progress", "book.models.Recipe", "book.models.checkpoint_name"}
-INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stages")}
+INSIDE |= {f"book.live_panel.{name}" for name in ("Panel", "figure", "png", "predicted", "stage_names")}
 INSIDE |= {"book.training.check_labels", "book.explorer.render"}
 Definition = ast.FunctionDef | ast.ClassDef
 LONGEST = 50  # characters of a signature on one line: as many as a phone shows

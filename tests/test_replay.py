@@ -171,7 +171,7 @@ class WritesLater(Base):
     def forward(self, x):
         below = F.relu(self.first(x)) + 1
         above = self.mixed(below)
-        below.flatten(2).mul_(self.head.weight.mean())
+        below.flatten(2).add_(self.head.weight.mean())
         return self.top(self.third(F.relu(above) + below))
 
 

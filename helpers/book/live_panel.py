@@ -120,7 +120,7 @@ def predicted(model: nn.Module, image: Tensor) -> Tensor:
         return deepcopy(model).eval()(image).argmax(1)
 
 
-def stages(model: nn.Module, image: Tensor) -> list[str]:
+def stage_names(model: nn.Module, image: Tensor) -> list[str]:
     """What can be made random last: nothing, or a stage of the network that reads `image`."""
     return [TRAINED, *(stage.name for stage in randomization.plan(model, example=image).stages)]
 
@@ -149,7 +149,7 @@ class Panel(widgets.VBox):
         self.model, self.prepare, self.classes, self.seed = model, prepare, classes, seed
         self.pictures, self.methods = dict(pictures), dict(methods)
         self.device = next(model.parameters()).device
-        names = stages(model, self._prepared(next(iter(pictures.values()))))
+        names = stage_names(model, self._prepared(next(iter(pictures.values()))))
         self.stopped, self.worker = threading.Event(), None
 
         wide = {"layout": widgets.Layout(width="22em", max_width="100%"), "style": {"description_width": "6em"}}
@@ -277,6 +277,6 @@ def panel(
         return Panel(model, pictures, prepare=prepare, classes=classes, methods=chosen, seed=seed)
     picture, method = next(iter(pictures.values())), next(iter(chosen.values()))
     image = prepare(picture[None].to(device))
-    last = stages(model, image)[:FIRST][-1]
+    last = stage_names(model, image)[:FIRST][-1]
     maps = cascade(model, image, predicted(model, image), method=method, last=last, seed=seed)
     return figure(picture, maps, signed=False)

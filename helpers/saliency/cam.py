@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..checks import check_input, check_model
 from ..device import generator
 from .backprop_rules import guided_backprop
 from .passes import chosen_logits, chunks, explaining, explains
-from .places import Reading, reading, rounding, watched, with_noise
+from .spatial import Reading, reading, rounding, watched, with_noise
 
 
 class _Run(NamedTuple):
@@ -43,6 +44,12 @@ def gradcam_layer(model: nn.Module, images: Tensor) -> str:
     check_input(images, torch.zeros(images.shape[:1] if isinstance(images, Tensor) else 0, dtype=torch.int64))
     check_model(model, images)
     return _default(model, images)
+
+
+def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
+    """The module that `gradcam_layer` names; an older name, to be dropped after 0.2."""
+    warn("last_convolution is now gradcam_layer, which gives a name.", DeprecationWarning, stacklevel=2)
+    return model.get_submodule(gradcam_layer(model, images))
 
 
 def _default(model: nn.Module, images: Tensor) -> str:
@@ -211,7 +218,7 @@ def _known_reading(
     return read
 
 
-@explains
+@explains(unless="layer")  # whose output the gradient has to reach then, and not the image
 def gradcam(
     model: nn.Module,
     images: Tensor,

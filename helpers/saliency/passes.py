@@ -116,15 +116,20 @@ def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
         _FOUND_GOOD[model] = what
 
 
-def explains(function: Callable[..., Tensor] | None = None, *, differentiates: bool = True):
+def explains(
+    function: Callable[..., Tensor] | None = None,
+    *,
+    differentiates: bool = True,
+    unless: str | None = None,
+):
     """Make a method of `function(model, images, targets, **options)`.
 
     Its input and its model are checked, and it takes `batch_size`, the images of one pass at most; on a GPU it starts
     again with smaller passes where memory runs out. What the model draws and counts while it is explained is put back.
-    A method that never `differentiates` takes models without a gradient.
+    A method that never `differentiates`, or not where the option `unless` is given, takes models without a gradient.
     """
     if function is None:
-        return partial(explains, differentiates=differentiates)
+        return partial(explains, differentiates=differentiates, unless=unless)
 
     @wraps(function)
     def method(model: nn.Module, images: Tensor, targets: Tensor, *, batch_size: int | None = None, **options):
@@ -133,7 +138,7 @@ def explains(function: Callable[..., Tensor] | None = None, *, differentiates: b
         if _CHECKED.get():
             with at_most(batch_size):
                 return with_room(partial(function, model, images, targets, **options))
-        _check_once(model, images, differentiates)
+        _check_once(model, images, differentiates and options.get(unless or "") is None)
         with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
             return with_room(partial(function, model, images, targets, **options))
 

@@ -119,7 +119,7 @@ def test_predict_puts_the_modes_back_after_an_exception(error):
 
     model = nn.Sequential(nn.Dropout(), Breaks()).train()
     model[0].eval()
-    with pytest.raises(error):
+    with pytest.raises(ValueError if error is RuntimeError else error):  # what a model cannot run on is named
         inference.predict(model, task(4)[0])
     assert [m.training for m in model.modules()] == [True, False, True]
 

@@ -446,9 +446,7 @@ def exploding():
 
 def test_relevance_that_grows_without_bound_is_refused_and_the_images_are_named():
     model, x, y = exploding(), images(8), targets(8)
-    with pytest.raises(
-        ValueError, match=r"overflows in 8 of 8 images \(0, 1, 2, 3, 4, \.\.\.\).*Take lrp_composite, or"
-    ):
+    with pytest.raises(ValueError, match=r"overflows in 8 of 8 images \(0, 1, 2, 3, 4, \.\.\.\).*Take lrp_composite"):
         lrp_epsilon(model, x, y)
     for way in (lrp_composite, partial(lrp_epsilon, zero_params=None)):
         assert way(model, x, y).isfinite().all()
@@ -456,11 +454,11 @@ def test_relevance_that_grows_without_bound_is_refused_and_the_images_are_named(
 
 def test_one_image_whose_relevance_grows_does_not_stop_the_others():
     """A unit of the trained network is all but at zero: what it hands down is many times the logit."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
     with torch.no_grad():
         for layer, weight, bias in ((model[1], [[1.0, -1.0]], 1.0), (model[3], [[1.0]], 0.0)):
             layer.weight.copy_(torch.tensor(weight)), layer.bias.fill_(bias)
-    x = torch.tensor([[1.0, 1.0 - 1e-9], [2.0, 1.0], [3.0, 1.0]], dtype=torch.float64).view(3, 1, 1, 2)
+    x = torch.tensor([[1.0, 1.0 - 6e-8], [2.0, 1.0], [3.0, 1.0]]).view(3, 1, 1, 2)
     y = torch.zeros(3, dtype=torch.int64)
     maps = lrp_epsilon(model, x, y, epsilon=1e-9)
     assert maps[0].abs().sum() > 1e6 and torch.equal(maps[1:], lrp_epsilon(model, x[1:], y[1:], epsilon=1e-9))

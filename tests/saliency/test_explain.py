@@ -57,8 +57,9 @@ def test_no_pass_is_larger_than_batch_size_and_the_maps_stay_the_same(name, size
     cut = METHODS[name](model, x, y, batch_size=size, **options)
     torch.testing.assert_close(cut, whole, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(explain(name, model, x, y, signed=True, batch_size=size, **options), whole.sum(1))
-    # DeepLIFT runs an image and its baseline side by side
-    assert max(model.seen, default=0) <= size * (2 if name == "deeplift" else 1)
+    # an image and its baseline are the least for DeepLIFT, and Grad-CAM finds its layer by five variants of an image
+    least = {"deeplift": 2, "gradcam": 5, "guided_gradcam": 5}.get(name, 1)
+    assert max(model.seen, default=0) <= max(size, least)
 
 
 @every
