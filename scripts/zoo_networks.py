@@ -19,14 +19,12 @@ class Network(NamedTuple):
     """How an architecture is built, its image size in pixels, and what is known of it from its paper.
 
     `rectified`: ReLU and ReLU6 are its only activations besides gates, so that Guided Backprop is defined for it.
-    `zennit`: zennit has what LRP needs for it, so that it can be the reference.
     """
 
     library: str
     build: Callable[[], nn.Module]
     pixels: int = 64
     rectified: bool = False
-    zennit: bool = False
 
 
 # ---------------------------------------------------------------- torchvision
@@ -132,18 +130,18 @@ _HF_VIT = {
 
 tv, ti, hf = "torchvision", "timm", "transformers"
 NETWORKS: dict[str, Network] = {
-    "AlexNet": Network(tv, partial(_narrow, "alexnet", (1, 4, 6)), rectified=True, zennit=True),
-    "VGG-11": Network(tv, partial(_narrow, "vgg11", (0, 3, 6)), rectified=True, zennit=True),
-    "VGG-11 with batch norm": Network(tv, partial(_narrow, "vgg11_bn", (0, 3, 6)), rectified=True, zennit=True),
-    "ResNet-18": Network(tv, partial(_vision, "resnet18"), rectified=True, zennit=True),
-    "ResNet with bottlenecks": Network(tv, partial(_resnet, "Bottleneck", 2), rectified=True, zennit=True),
+    "AlexNet": Network(tv, partial(_narrow, "alexnet", (1, 4, 6)), rectified=True),
+    "VGG-11": Network(tv, partial(_narrow, "vgg11", (0, 3, 6)), rectified=True),
+    "VGG-11 with batch norm": Network(tv, partial(_narrow, "vgg11_bn", (0, 3, 6)), rectified=True),
+    "ResNet-18": Network(tv, partial(_vision, "resnet18"), rectified=True),
+    "ResNet with bottlenecks": Network(tv, partial(_resnet, "Bottleneck", 2), rectified=True),
     "ResNeXt": Network(
-        tv, partial(_resnet, "Bottleneck", groups=32, width_per_group=4), rectified=True, zennit=True
+        tv, partial(_resnet, "Bottleneck", groups=32, width_per_group=4), rectified=True
     ),
-    "Wide ResNet": Network(tv, partial(_resnet, "Bottleneck", width_per_group=128), rectified=True, zennit=True),
+    "Wide ResNet": Network(tv, partial(_resnet, "Bottleneck", width_per_group=128), rectified=True),
     "DenseNet": Network(tv, _densenet, rectified=True),
-    "SqueezeNet 1.0": Network(tv, partial(_vision, "squeezenet1_0"), rectified=True, zennit=True),
-    "SqueezeNet 1.1": Network(tv, partial(_vision, "squeezenet1_1"), rectified=True, zennit=True),
+    "SqueezeNet 1.0": Network(tv, partial(_vision, "squeezenet1_0"), rectified=True),
+    "SqueezeNet 1.1": Network(tv, partial(_vision, "squeezenet1_1"), rectified=True),
     "GoogLeNet": Network(tv, partial(_vision, "googlenet", init_weights=False), rectified=True),
     "Inception v3": Network(tv, partial(_vision, "inception_v3", init_weights=False), 75, rectified=True),
     "MobileNet v2": Network(tv, partial(_vision, "mobilenet_v2", width_mult=0.5), rectified=True),

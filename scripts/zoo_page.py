@@ -15,7 +15,7 @@ METHODS = {
     "guided_backprop": "Guided Backprop",
     "gradcam": "Grad-CAM",
     "deeplift": "DeepLIFT",
-    "lrp_epsilon": "LRP-ε",
+    "lrp_composite": "LRP composite",
     "occlusion": "Occlusion",
 }
 RANDOMISATION = {"stages": "Stages", "cascade": "Nothing left as trained", "run": "Check runs"}

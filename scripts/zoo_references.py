@@ -206,40 +206,121 @@ def deeplift(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) ->
 # ---------------------------------------------------------------- relevance
 
 
-def lost_share(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor) -> float:
-    """How much of the relevance, positive and negative, is missing in its sum, in the worst image."""
-    with torch.no_grad():
-        logits = logits_of(model, images, targets)
-    size = maps.abs().sum((1, 2, 3)) + logits.abs()
-    return float(((maps.sum((1, 2, 3)) - logits).abs() / size).max())
+def _moved_from_zero(values: Tensor) -> Tensor:
+    """Denominators at a distance of 1e-6 root mean squares from 0."""
+    size = values.square().mean(tuple(range(1, values.ndim)), keepdim=True).sqrt()
+    return values + torch.where(values < 0, -1e-6, 1e-6) * size.clamp(min=1e-150)
 
 
-def saturates(model: nn.Module) -> bool:
-    """Whether the model has ReLU6, where relevance passes a unit at its top and the gradient does not."""
-    return any(isinstance(module, (nn.ReLU6, nn.Hardtanh)) for module in model.modules())
+class _Shared(torch.autograd.Function):
+    """A step whose backward pass is given relevance and shares it out: `share(values, relevance)`."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, call: Callable, share: Callable) -> Tensor:
+        ctx.save_for_backward(values.clone())  # what follows may write into them
+        ctx.share = share
+        return call(values)
+
+    @staticmethod
+    def backward(ctx, relevance: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.share(*ctx.saved_tensors, relevance), None, None
+
+
+class _SharedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, one: Tensor, other: Tensor, add: Callable) -> Tensor:
+        ctx.save_for_backward(one.clone(), other.clone())
+        return add(one, other)
+
+    @staticmethod
+    def backward(ctx, relevance: Tensor) -> tuple[Tensor, Tensor, None]:
+        one, other = ctx.saved_tensors
+        each = relevance / _moved_from_zero(one + other)
+        return one * each, other * each, None
+
+
+@torch.enable_grad()
+def _in_proportion(maps: list[tuple[Callable, Tensor]], relevance: Tensor) -> list[Tensor]:
+    """Relevance shared out in proportion to what each of several inputs adds to the sum of their linear maps."""
+    leaves = [values.detach().requires_grad_() for _, values in maps]
+    total = sum(linear(leaf) for (linear, _), leaf in zip(maps, leaves))
+    slopes = torch.autograd.grad(total, leaves, relevance / _moved_from_zero(total.detach()))
+    return [leaf.detach() * slope for leaf, slope in zip(leaves, slopes)]
+
+
+def _composite(call: Callable, weight: Tensor, first: bool, dense: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """Flat in the first layer, epsilon in linear layers, alpha 2 beta 1 in convolutions; `call(values, weight)`."""
+
+    def with_weight(used: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda values: call(values, used)
+
+    def share(values: Tensor, relevance: Tensor) -> Tensor:
+        if first:
+            return _in_proportion([(with_weight(torch.ones_like(weight)), torch.ones_like(values))], relevance)[0]
+        if dense:
+            return _in_proportion([(with_weight(weight), values)], relevance)[0]
+        up, down = with_weight(weight.clamp(min=0)), with_weight(weight.clamp(max=0))
+        high, low = values.clamp(min=0), values.clamp(max=0)
+        for_it = _in_proportion([(up, high), (down, low)], relevance)
+        against = _in_proportion([(down, high), (up, low)], relevance)
+        return 2 * sum(for_it) - sum(against)
+
+    return share
 
 
 def lrp(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """zennit's epsilon rule without biases, for the networks that it knows how to prepare.
+    """EpsilonAlpha2Beta1Flat, without biases, for models of convolutions, ReLU, batch norms, pooling and sums.
 
-    Epsilon is 1e-6 root mean squares of a layer's outputs.
+    Relevance passes batch norms, as it does where they are merged with the layer before, if they turn no sign.
     """
-    from zennit.composites import LayerMapComposite, layer_map_base
-    from zennit.core import Stabilizer
-    from zennit.rules import Epsilon
-    from zennit.torchvision import ResNetCanonizer, VGGCanonizer
-    from zennit.types import Convolution, Linear
+    layers = 0
 
-    model, little = copy.deepcopy(model), Stabilizer(1e-6, norm_scale=True)
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    kind = ResNetCanonizer if type(model).__name__ == "ResNet" else VGGCanonizer
-    rules = [(layer, Epsilon(little, zero_params="bias")) for layer in (Convolution, Linear)]
-    with LayerMapComposite(rules + layer_map_base(little), canonizers=[kind()]).context(model) as prepared:
-        at = images.clone().requires_grad_()
-        logits = logits_of(prepared, at, targets)
-        return torch.autograd.grad(logits, at, logits.detach())[0]
+    def weighted(original: Callable, dense: bool) -> Callable:
+        def layer(values, weight, bias=None, *args, **options):
+            nonlocal layers
+            layers += 1
+            share = _composite(lambda v, w: original(v, w, None, *args, **options), weight, layers == 1, dense)
+            return _Shared.apply(values, lambda v: original(v, weight, bias, *args, **options), share)
+
+        return layer
+
+    def average(original: Callable) -> Callable:
+        def call(values, *args, **options):
+            def mean(values: Tensor) -> Tensor:
+                return original(values, *args, **options)
+
+            share = lambda v, relevance: _in_proportion([(mean, v)], relevance)[0]  # noqa: E731
+            return _Shared.apply(values, mean, share) if values.requires_grad else mean(values)
+
+        return call
+
+    def added(original: Callable) -> Callable:
+        def add(one, other, **options):
+            both = all(isinstance(value, Tensor) and value.requires_grad for value in (one, other))
+            return _SharedSum.apply(one, other, torch.add) if both else original(one, other, **options)
+
+        return add
+
+    def passed(original: Callable, in_place: int) -> Callable:
+        def call(values, *args, inplace=False, **options):
+            here = inplace or (len(args) >= in_place > 0 and args[in_place - 1])
+            rest = args[: in_place - 1] if in_place else args
+            result = _Shared.apply(values, lambda v: original(v.clone(), *rest, **options), lambda v, above: above)
+            return values.copy_(result) if here else result
+
+        return call
+
+    places = [(F, "conv2d", weighted(F.conv2d, False)), (F, "linear", weighted(F.linear, True))]
+    places += [(F, name, average(getattr(F, name))) for name in ("avg_pool2d", "adaptive_avg_pool2d")]
+    places += [(Tensor, "mean", average(Tensor.mean)), (F, "batch_norm", passed(F.batch_norm, 0))]
+    places += [(F, name, passed(getattr(F, name), IN_PLACE[name])) for name in ("relu", "relu6", "hardtanh")]
+    places += [(Tensor, name, added(getattr(Tensor, name))) for name in ("__add__", "__iadd__", "add", "add_")]
+    at = images.clone().requires_grad_()
+    with ExitStack() as stack:
+        for holder, name, instead in places:
+            stack.enter_context(mock.patch.object(holder, name, instead))
+        logits = logits_of(model, at, targets)
+    return torch.autograd.grad(logits, at, logits.detach())[0]
 
 
 # ---------------------------------------------------------------- class activation maps
