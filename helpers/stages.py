@@ -210,7 +210,7 @@ def running_tensors(model: nn.Module, stage: Stage, order: Iterable[int]) -> dic
             continue
         for name, module in piece.named_modules(prefix=member):
             own = own_tensors(module) if is_norm(module) else dict(module.named_parameters(recurse=False))
-            found |= {f"{name}.{key}": tensor for key, tensor in own.items() if id(tensor) in known}
+            found |= {f"{name}.{key}": t for key, t in own.items() if id(t) in known and t.is_floating_point()}
     return found
 
 
