@@ -98,6 +98,8 @@ class Comparison:
             found = with_room(lambda: _Block(self, block, refused).run())  # noqa: B023
             refused |= found.refused
             for rows, parts in found.values.items():
+                if rows._replace(metric="") in refused:
+                    continue
                 if rows not in values:  # for all blocks: small tensors among large ones would tear the memory to pieces
                     values[rows] = parts[0].new_empty(len(self.pictures.images))
                 values[rows][block] = torch.cat(parts)

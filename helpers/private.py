@@ -41,12 +41,15 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.used: Counter[int] = Counter()
+        self.alive: list[Tensor] = []  # so that no later tensor has the identity of one that is gone
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         made = any(isinstance(value, Tensor) for value in leaves(result))
         if (made or not only_looks(func)) and getattr(func, "__name__", "") not in _LIKE:
-            self.used.update(id(value) for value in leaves((args, kwargs or {})) if isinstance(value, Tensor))
+            given = [value for value in leaves((args, kwargs or {})) if isinstance(value, Tensor)]
+            self.used.update(map(id, given))
+            self.alive += given
         return result
 
 

@@ -133,6 +133,11 @@ class _Opening:
         parts = [p for p in self.inside(piece) if isinstance(find(self.model, p), nn.Module) and self.size(p)]
         return [part for part in parts if self.flow.passes_all(piece, part)] if len(parts) > 1 else []
 
+    def apart(self, piece: str) -> bool:
+        """Whether no two pieces of a piece share a tensor."""
+        held = [{id(t) for t in held_by_name(self.model, part).values()} for part in self.inside(piece)]
+        return sum(map(len, held)) == len(set().union(*held))
+
     def opened(self) -> list[str]:
         names = [name for name in _pieces(self.model) if name in self.running]
         while (piece := self._next(names)) is not None:
@@ -148,7 +153,7 @@ class _Opening:
         for name in sorted(modules, key=self.size, reverse=True):
             large = 2 * self.size(name) > total or self._stages(names) < FEW
             blocks = [part for part in self.inside(name) if self.size(part) > 1]
-            if (large or len(blocks) > 1) and len(links := self.links(name)) > 1:
+            if (large or len(blocks) > 1) and self.apart(name) and len(links := self.links(name)) > 1:
                 if large or sum(self.size(link) > 1 for link in links) > 1:
                     return name
         return None

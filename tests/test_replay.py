@@ -513,3 +513,18 @@ def test_a_method_of_ones_own_is_the_function_of_its_step():
     torch.testing.assert_close(mine(model, images, targets), saliency.gradient(model, images, targets).abs() * images)
     assert mine.__name__ == "mine" and mine.__doc__ == "A reader's own."
     assert all(tape.safe for tape in replayed(model, images, [mine]))
+
+
+def test_a_tape_knows_its_copies_apart():
+    """Two copies of a model in turn: each by its own tensors."""
+    model, images, targets = models.cnn().eval(), torch.rand(2, 1, 28, 28), torch.tensor([0, 1])
+    versions, others = (versions_of(model, images, scheme="cascading") for _ in range(2))
+    tape = Tape(versions.own.model, images, saliency.gradient.one_pass)
+    taped(tape, versions, 0, targets)
+    for number in (1, 2):
+        for working in (versions.working, others.working):
+            copy, changed = working.hold(versions.drawn[number].values), versions.changed(number)
+            with explaining(copy):
+                found = tape.maps(copy, changed, targets)
+            torch.testing.assert_close(found, saliency.gradient(copy, images, targets))
+    assert tape.safe
