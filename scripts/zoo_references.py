@@ -110,7 +110,7 @@ class _Secant(torch.autograd.Function):
     def forward(ctx, values: Tensor, call: Callable) -> Tensor:
         result = call(values)
         ctx.call = call
-        ctx.save_for_backward(values, result)
+        ctx.save_for_backward(values.clone(), result.clone())  # what follows may write into them
         return result
 
     @staticmethod
@@ -131,7 +131,7 @@ class _SecantOfMaximum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, call: Callable) -> Tensor:
         result, places = call(values)
-        ctx.save_for_backward(values, result, places)
+        ctx.save_for_backward(values.clone(), result.clone(), places)
         return result
 
     @staticmethod
@@ -217,7 +217,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values: Tensor, call: Callable, share: Callable) -> Tensor:
-        ctx.save_for_backward(values.clone())  # what follows may write into them
+        ctx.save_for_backward(values.clone())
         ctx.share = share
         return call(values)
 
