@@ -54,7 +54,7 @@ def _lay_out(model: nn.Module, images: Tensor) -> torch.memory_format | None:
             if layout == torch.channels_last:
                 predict(model, images[:2].contiguous(memory_format=layout))
                 return layout
-        except RuntimeError:
+        except (RuntimeError, ValueError):  # of the model, or of `predict` about it
             continue
     return None
 

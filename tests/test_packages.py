@@ -63,7 +63,7 @@ def run(code: str, python: Path | str = sys.executable, folder: Path = ROOT) -> 
 
 
 def readme_example() -> str:
-    [code] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    code, *_ = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     return code
 
 

@@ -298,6 +298,13 @@ def test_copies_use_their_own_weights_wherever_the_model_keeps_what_it_computed(
     torch.testing.assert_close(model(x), trained)
 
 
+def test_a_private_copy_starts_as_a_model_that_has_never_run():
+    model = InABuffer().eval()
+    model(images(1))
+    draws = randomization.Redraws(model, scheme="cascading", seed=0, example=images(1))
+    assert draws.private.kept is None and model.kept is not None
+
+
 class Method(Keeps):
     @functools.lru_cache  # noqa: B019
     def get(self):

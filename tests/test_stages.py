@@ -301,9 +301,10 @@ def row(*kinds):
          "head body.part1.part1 body.part1.part0 body.part0.part1 body.part0.part0"),
         (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in "12345"), row("block", "block"), Crown(Block(4))),
          "6 5.part2 5.part1 5.part0 4 3 2 1 0"),
-        (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in "12345"), row(*["conv"] * 5)),
+        (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in "12345"), row(*["conv"] * 5), nn.Flatten()),
          "5.part5 5.part4 5.part3 5.part2 5.part1 5.part0 4 3 2 1 0"),
-        (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in "12345"), row("conv", "conv")), "5 4 3 2 1 0"),
+        (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in "12345"), row("conv", "conv"), nn.Flatten()),
+         "5 4 3 2 1 0"),
     ],
 )  # fmt: skip
 def test_networks_inside_are_opened_and_what_a_skip_bridges_stays_whole(build, expected):
