@@ -1,5 +1,6 @@
 """Running the chapters: what runs again after a change, what a failing cell leaves, and how a build is stopped."""
 
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -390,7 +391,9 @@ def test_a_stop_ends_at_once_keeps_what_is_done_and_leaves_nothing_running(tmp_p
     slow = "import pathlib, time\npathlib.Path('started').touch()\ntime.sleep(6000)"
     new_book(tmp_path, {ONE: ["1"], TWO: [slow], THREE: [slow.replace("started", "started, too")]})
     command = [sys.executable, SCRIPTS / "build_book.py", "--root", tmp_path, "--no-html", "--at-once", "2"]
-    building = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    default = functools.partial(signal.signal, number, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C
+    pipe = subprocess.PIPE
+    building = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=default)
     desk = tmp_path / "_build/source/notebooks/part"
     while not all((desk / name).exists() for name in ("started", "started, too")):
         assert building.poll() is None
