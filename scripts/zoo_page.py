@@ -18,6 +18,7 @@ METHODS = {
     "lrp_composite": "LRP composite",
     "occlusion": "Occlusion",
 }
+SIGNS = {"right": "✓", "yes": "✓", "refused": "–"}  # the words stay for those who listen
 RANDOMISATION = {"stages": "Stages", "cascade": "Nothing left as trained", "run": "Check runs"}
 
 
@@ -64,7 +65,9 @@ def _cell(check: str, row: Row) -> str:
         word = f"{len(undefined.split(', '))} undefined"
     else:
         word = row.says if check == "stages" else "yes"
-    return f'<td class="zoo-{row.outcome}">{escape(word)}</td>'
+    if sign := SIGNS.get(word):
+        word = f'<span aria-hidden="true">{sign}</span><span class="visually-hidden">{word}</span>'
+    return f'<td class="zoo-{row.outcome}">{word}</td>'
 
 
 def table(rows: list[Row]) -> str:
@@ -74,8 +77,8 @@ def table(rows: list[Row]) -> str:
     lines = [
         '<div class="pst-scrollable-table-container zoo" role="region" aria-labelledby="zoo-caption" tabindex="0">',
         '<table class="table">',
-        '<caption id="zoo-caption">Whether each method is right, or refuses, on each network. The last three columns '
-        "are of the randomisation test.</caption>",
+        '<caption id="zoo-caption">✓ right, – refuses. The last three columns are of the randomisation test: the '
+        "number of stages, and the stages at which no random network has a map to compare.</caption>",
         f'<thead><tr><th scope="col">Network</th>{head}</tr></thead>',
     ]
     for library, of_library in groupby(rows, key=lambda row: row.library):
