@@ -92,7 +92,8 @@ class _ReluCalls(TorchFunctionMode):
             whole = given[0] if given[0]._base is None else given[0]._base
             if whole.grad_fn is not None:
                 _notes(whole.grad_fn)["known"] = True
-        if not isinstance(result, Tensor):
+        name = getattr(func, "__name__", "")
+        if not isinstance(result, Tensor) or name.endswith("_like") or name.startswith("new_"):  # of the shape alone
             return
         cut_off = [self.cut_off[id(tensor)] for tensor in given if id(tensor) in self.cut_off]
         in_steps = any(steps for _, steps, _ in cut_off)
@@ -105,7 +106,7 @@ class _ReluCalls(TorchFunctionMode):
             )
             _notes(result.grad_fn)["masked"] = in_steps or own_gate or (is_product and of_whole_numbers)
         elif cut_off or any(tensor.requires_grad for tensor in given):
-            steps = result.dtype == torch.bool or getattr(func, "__name__", "") in self.STEPS
+            steps = result.dtype == torch.bool or name in self.STEPS
             steps = steps or (of_whole_numbers and result.is_floating_point())
             signals = _nodes_of(given).union(*(signals for _, _, signals in cut_off))
             self.cut_off[id(result)] = result, in_steps or steps, signals

@@ -117,11 +117,6 @@ def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
         _FOUND_GOOD[model] = what
 
 
-def _full_precision(images: Tensor) -> torch.autocast:
-    """Inside the block a `torch.autocast` of the caller's is off: maps would show its rounding."""
-    return torch.autocast(images.device.type, enabled=False)
-
-
 def _told(call: Callable[[], Tensor], name: str) -> Tensor:
     """What `call()` returns; what goes wrong in the middle of a model that was found good is told as a ValueError."""
     try:
@@ -144,9 +139,9 @@ def explains(
     """Make a method of `function(model, images, targets, **options)`.
 
     Its input and its model are checked, and it takes `batch_size`, the images of one pass at most; on a GPU it starts
-    again with smaller passes where memory runs out. Inside the caller's `torch.autocast` it keeps full precision. What
-    the model draws and counts while it is explained is put back. A method that never `differentiates`, or not where
-    the option `unless` is given, takes models without a gradient.
+    again with smaller passes where memory runs out. What the model draws and counts while it is explained is put
+    back. A method that never `differentiates`, or not where the option `unless` is given, takes models without a
+    gradient.
     """
     if function is None:
         return partial(explains, differentiates=differentiates, unless=unless)
@@ -158,12 +153,11 @@ def explains(
         seed_of(options.get("seed", 0))
         call = partial(_told, partial(function, model, images, targets, **options), function.__name__)
         if _CHECKED.get():
-            with at_most(batch_size), _full_precision(images):
+            with at_most(batch_size):
                 return with_room(call)
-        with _full_precision(images):
-            _check_once(model, images, differentiates and options.get(unless or "") is None)
-            with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
-                return with_room(call)
+        _check_once(model, images, differentiates and options.get(unless or "") is None)
+        with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
+            return with_room(call)
 
     own = signature(function)
     knob = Parameter("batch_size", Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
