@@ -4,7 +4,7 @@ import pickle
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 
 import numpy as np
@@ -29,12 +29,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explaining(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, parameters frozen and gradients switched on; all put back on the way out."""
+    """The model in eval mode, parameters frozen, gradients on and `torch.autocast` off; put back on the way out."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    kinds = {parameter.device.type for parameter, _ in wanted} or {"cpu"}
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(torch.autocast(kind, enabled=False))  # maps would show its rounding
             yield
     finally:
         for parameter, want in wanted:

@@ -22,6 +22,7 @@ INSIDE = {"book", "book.assets", "book.claims.card", "model_state", "replay"}
 INSIDE |= {
     "saliency.cam.last_convolution",
     "saliency.passes",
+    "saliency.layers",
     "saliency.spatial",
     "saliency.backward_graph",
     "saliency.lrp_rules",

@@ -43,20 +43,21 @@ def _notes(node: Any) -> dict[str, bool]:
 class _ReluCalls(TorchFunctionMode):
     """Replaces every ReLU and ReLU6 *call*, from a module or a function, in place or not.
 
-    On the nodes of the backward graph it notes what they do not show: whether a factor or a choice follows from a
-    comparison of values ("masked"), and that what was written into a part of a tensor is known ("known").
+    On the nodes of the backward graph it notes what they do not show: whether a factor or a choice moves in steps or
+    is a gate that a signal sets for itself, with no gradient ("masked"), and that what was written into a part of a
+    tensor is known ("known").
     """
 
     PLAIN = (F.relu, torch.relu, torch.Tensor.relu)
     IN_PLACE = (torch.relu_, torch.Tensor.relu_)
+    STEPS = frozenset("ceil floor heaviside round sgn sign trunc".split())
     WRITES = (torch.Tensor.copy_, torch.Tensor.__setitem__, torch.Tensor.add_, torch.Tensor.sub_)
 
     def __init__(self, guided: bool):
         super().__init__()
         self.guided = guided
-        self.cut_off: dict[
-            int, tuple[Tensor, bool]
-        ] = {}  # what follows from signals, without a gradient: is it a mask?
+        # what follows from signals without a gradient: whether it moves in steps, and the nodes of those signals
+        self.cut_off: dict[int, tuple[Tensor, bool, set]] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -91,20 +92,30 @@ class _ReluCalls(TorchFunctionMode):
             whole = given[0] if given[0]._base is None else given[0]._base
             if whole.grad_fn is not None:
                 _notes(whole.grad_fn)["known"] = True
-        if not isinstance(result, Tensor):
+        name = getattr(func, "__name__", "")
+        if not isinstance(result, Tensor) or name.endswith("_like") or name.startswith("new_"):  # of the shape alone
             return
-        masks = [self.cut_off[id(tensor)][1] for tensor in given if id(tensor) in self.cut_off]
+        cut_off = [self.cut_off[id(tensor)] for tensor in given if id(tensor) in self.cut_off]
+        in_steps = any(steps for _, steps, _ in cut_off)
+        of_whole_numbers = any(not tensor.is_floating_point() for tensor, _, _ in cut_off)
         if result.grad_fn is not None:
-            _notes(result.grad_fn)["masked"] = any(masks)
-        elif masks or any(tensor.requires_grad for tensor in given):
-            compares = result.dtype == torch.bool or getattr(func, "__name__", "") in ("heaviside", "sgn", "sign")
-            self.cut_off[id(result)] = result, any(masks) or compares
+            is_product = _name(result.grad_fn) in ("Mul", "Div")
+            own_gate = is_product and any(
+                tensor.shape == result.shape and not signals.isdisjoint(_nodes_of(given))
+                for tensor, _, signals in cut_off
+            )
+            _notes(result.grad_fn)["masked"] = in_steps or own_gate or (is_product and of_whole_numbers)
+        elif cut_off or any(tensor.requires_grad for tensor in given):
+            steps = result.dtype == torch.bool or name in self.STEPS
+            steps = steps or (of_whole_numbers and result.is_floating_point())
+            signals = _nodes_of(given).union(*(signals for _, _, signals in cut_off))
+            self.cut_off[id(result)] = result, in_steps or steps, signals
 
 
 # Names of backward nodes beside those that move, add and multiply. Through all of these the plain gradient flows: both
 # papers send the signal of a pooling to the place that was chosen, and say nothing about norms and attention.
 _MOVES = MOVES | frozenset(
-    "Col2Im Diagonal Im2Col MaskedSelect MaxUnpool2D MaxUnpool3D NativeChannelShuffle PixelUnshuffle ReflectionPad1D "
+    "Col2Im Diagonal Im2Col MaskedSelect MaxUnpool2D MaxUnpool3D ReflectionPad1D "
     "ReflectionPad3D ReplicationPad1D ReplicationPad3D Rot90 Scatter Tril Triu Unfold UpsampleNearest1D "
     "UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D".split()
 )
@@ -128,8 +139,8 @@ _LAYERS = (PRODUCTS - {"Mul", "Div"}) | frozenset(
 _WEIGHS = frozenset("Abs Clamp ClampMin Exp Hardsigmoid Log Pow Reciprocal Rsqrt Sigmoid Sqrt".split())
 # A value keeps its place through these.
 _SAME_PLACE = _WEIGHS | frozenset(
-    "Add Alias Clone Copy Div Expand Mul Neg Permute ReshapeAlias Squeeze Sub T ToCopy Transpose UnsafeView Unsqueeze "
-    "View".split()
+    "Add Alias Clone Copy CudnnBatchNorm Div Expand MiopenBatchNorm Mul NativeBatchNorm Neg Permute ReshapeAlias "
+    "Squeeze Sub T ToCopy Transpose UnsafeView Unsqueeze View".split()
 )
 
 
@@ -156,6 +167,16 @@ def _sources(edge: tuple) -> set[tuple]:
             if _name(node) in _SAME_PLACE or _is_rule(node):
                 waiting += _signals(node)
     return seen
+
+
+def _nodes_of(tensors: list[Tensor]) -> set:
+    """The nodes of the values of which these are functions place by place, their own among them."""
+    return {
+        node
+        for tensor in tensors
+        if tensor.grad_fn is not None
+        for node, _ in _sources((tensor.grad_fn, tensor.output_nr))
+    }
 
 
 def _weighs(edge: tuple) -> bool:

@@ -10,9 +10,9 @@ from ..checks import NO_GRADIENT, refuse_false_zeros
 # Names of backward nodes, without "Backward0": those that only move or copy values, those that add them up,
 # and those that are linear as long as all factors but one are constants.
 MOVES = frozenset(
-    "AccumulateGrad Alias AsStrided Cat Clone ConstantPadNd Copy Expand Flip Gather Index "
-    "IndexSelect Permute PixelShuffle ReflectionPad2D Repeat ReplicationPad2D ReshapeAlias Roll Select Slice "
-    "Split SplitWithSizes Squeeze Stack T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze "
+    "AccumulateGrad Alias AsStrided Cat ChannelShuffle Clone ConstantPadNd Copy Expand Flip Gather Index IndexSelect "
+    "NativeChannelShuffle Permute PixelShuffle PixelUnshuffle ReflectionPad2D Repeat ReplicationPad2D ReshapeAlias "
+    "Roll Select Slice Split SplitWithSizes Squeeze Stack T ToCopy Transpose Unbind UnsafeSplit UnsafeView Unsqueeze "
     "UpsampleNearest2D View".split()
 )
 SUMS = frozenset("AdaptiveAvgPool2D Add AvgPool2D Mean Neg Sub Sum UpsampleBilinear2D".split())

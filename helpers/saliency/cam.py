@@ -1,8 +1,7 @@
 """Class activation maps: one weight a channel, drawn at the resolution of a layer that has places."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 from warnings import warn
 
 import torch
@@ -10,18 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_input, check_model
-from ..device import generator
 from .backprop_rules import guided_backprop
+from .layers import default_layer, numbers, uses_places
 from .passes import chosen_logits, chunks, explaining, explains
 from .spatial import Reading, reading, rounding, watched, with_noise
-
-
-class _Run(NamedTuple):
-    """The last run of a module, of those on the way from the images to the logits."""
-
-    name: str
-    shape: torch.Size
-    is_gate: bool  # every way from the images to the logits passes through its output
 
 
 def gradcam_layer(model: nn.Module, images: Tensor) -> str:
@@ -43,7 +34,7 @@ def gradcam_layer(model: nn.Module, images: Tensor) -> str:
     """
     check_input(images, torch.zeros(images.shape[:1] if isinstance(images, Tensor) else 0, dtype=torch.int64))
     check_model(model, images)
-    return _default(model, images)
+    return default_layer(model, images)
 
 
 def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
@@ -52,135 +43,10 @@ def last_convolution(model: nn.Module, images: Tensor) -> nn.Module:
     return model.get_submodule(gradcam_layer(model, images))
 
 
-def _default(model: nn.Module, images: Tensor) -> str:
-    modules = dict(model.named_modules())
-    with explaining(model):
-        pair = with_noise(images)
-        runs = _runs(model, pair)
-        good = (at for at, run in reversed(list(enumerate(runs))) if _has_places(model, pair, modules[run.name], run))
-        last = next(good, None)
-        if last is None:
-            raise ValueError(_no_layer(runs))
-        weighted = [run for run in runs[: last + 1] if _has_weights(modules[run.name])]
-        if weighted and _has_places(model, pair, modules[weighted[-1].name], weighted[-1]):
-            return weighted[-1].name
-        return runs[last].name
-
-
-def _no_layer(runs: list[_Run]) -> str:
-    """Why no layer was chosen, and what to do."""
-    if not runs:
-        return (
-            "no layer of this model can be chosen for Grad-CAM: no gradient leads from the logits to the image, for a "
-            "part of the model runs under torch.no_grad() or is detached, or the logits do not depend on the image. "
-            "Let it run with gradients, or name a layer behind that part with layer=."
-        )
-    placed = [run.name for run in runs if run.name and len(run.shape) in (3, 4) and max(run.shape[2:]) > 1]
-    return (
-        "no layer of this model is known to have places through which everything flows from the image to the logits: "
-        "name one with layer=, and how to bring its output to (N, C, h, w) with reshape=; "
-        + (f"to choose from: {', '.join(placed[-12:])}." if placed else "no output of a module has height and width.")
-    )
-
-
-def _runs(model: nn.Module, images: Tensor) -> list[_Run]:
-    """The modules whose outputs the logits are made of, in the order in which they end."""
-    noted: dict[str, tuple] = {}
-
-    def note(name, _module, _inputs, output):
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            return None
-        passed = output.clone()  # a node of its own, also where the output is one of several pieces of a tensor
-        noted.pop(name, None)
-        noted[name] = passed.grad_fn, output.shape
-        return passed
-
-    hooks = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules()]
-    try:
-        fed = images.clone().requires_grad_().clone()
-        entrance = fed.grad_fn
-        logits = model(fed)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    way = _way(logits.grad_fn, entrance)
-    gates, waiting = set(), {logits.grad_fn}
-    for node in way:  # the logits' node first, no node before those that use it
-        waiting.discard(node)
-        if not waiting:
-            gates.add(node)
-        waiting.update(below for below, _ in node.next_functions if below in way)
-    return [_Run(name, shape, node in gates) for name, (node, shape) in noted.items() if node in way]
-
-
-def _way(top, entrance) -> dict:
-    """The nodes of the backward graph on the ways from `top` to `entrance`, those of later steps first."""
-    ended: dict = {}
-    waiting = [(top, False)]
-    while waiting:
-        node, below_done = waiting.pop()
-        if node is None or node in ended:
-            continue
-        if below_done:
-            ended[node] = node is entrance or any(ended.get(below) for below, _ in node.next_functions)
-        else:
-            waiting.append((node, True))
-            waiting += [(below, False) for below, _ in node.next_functions]
-    return {node: None for node in reversed(ended) if ended[node]}
-
-
-def _has_weights(module: nn.Module) -> bool:
-    """Whether the module itself holds a matrix or a kernel, not only one number a channel."""
-    parametrized = [child for name, child in module.named_children() if name == "parametrizations"]
-    own = [
-        *module.parameters(recurse=False),
-        *(parameter for child in parametrized for parameter in child.parameters()),
-    ]
-    return any(parameter.ndim > 1 for parameter in own)
-
-
-def _has_places(model: nn.Module, images: Tensor, module: nn.Module, run: _Run) -> bool:
-    """Whether everything flows through this output, and through its places. `images` are two."""
-    if not run.is_gate or len(run.shape) not in (3, 4) or run.shape[0] != len(images):
-        return False
-    read = reading(model, images, module, run.name, run.shape)
-    if read is None:
-        return False
-    grid = read(torch.zeros(run.shape, device=images.device)).shape[2:]
-    if any(size == 1 < side for size, side in zip(grid, images.shape[2:])):
-        return False
-    return _uses_places(model, images, module, run.name, run.shape, read)
-
-
-def _uses_places(
-    model: nn.Module, images: Tensor, module: nn.Module, name: str, shape: Sequence[int], read: Reading
-) -> bool:
-    """Whether logits depend on what is read of this output, if on any of it: not so for a class token's last block."""
-    blank = torch.zeros(shape, device=images.device, requires_grad=True)
-    placed = torch.autograd.grad(read(blank).sum(), blank)[0].bool()
-    if placed.all():
-        return True
-    logits, output = watched(model, images, module, name)
-    (gradient,) = torch.autograd.grad((logits * _numbers(logits)).sum(), output)
-    if gradient[placed].any():
-        return True
-
-    def is_felt(where: Tensor) -> bool:
-        spoilt, _ = watched(model, images, module, name, lambda kept: kept.masked_fill(where, torch.nan))
-        return bool(spoilt.isnan().any())
-
-    # Where weights are zero there may be no gradient and yet a way. A NaN goes it, unless the model drops it.
-    return is_felt(placed) or not (gradient.any() or is_felt(torch.ones_like(placed)))
-
-
-def _numbers(like: Tensor) -> Tensor:
-    return torch.randn(like.shape, generator=generator(1), dtype=torch.float64).to(like)
-
-
 def _named(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> str:
     """The name of the layer."""
     if layer is None:
-        return _default(model, images)
+        return default_layer(model, images)
     for name, module in model.named_modules():
         if layer is module or (isinstance(layer, str) and layer == name):
             return name
@@ -189,31 +55,43 @@ def _named(model: nn.Module, images: Tensor, layer: str | nn.Module | None) -> s
 
 
 def _known_reading(
-    model: nn.Module, images: Tensor, module: nn.Module, name: str, output: Tensor, reshape: str | Reading | None
+    model: nn.Module,
+    images: Tensor,
+    module: nn.Module,
+    name: str,
+    output: Tensor,
+    reshape: str | Reading | None,
+    count: int,
 ) -> Reading:
-    """How to read the layer's output; raises where that cannot be told or the layer has no place."""
+    """How to read the layer's output for `count` images; raises where that cannot be told or the layer has no place."""
     shape = tuple(output.shape)
     if callable(reshape):
         made = reshape(output.detach())
-        if not isinstance(made, Tensor) or made.ndim != 4 or len(made) != len(output) or made[0, 0].numel() < 2:
+        if not isinstance(made, Tensor) or made.ndim != 4 or len(made) != count or made[0, 0].numel() < 2:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(
-                f"reshape must make (N, C, h, w) with h * w > 1 of {shape}, the output of layer {name!r}; got {got}."
+                f"reshape must make (N, C, h, w) with h * w > 1, for N = {count} images, of {shape}, the output of "
+                f"layer {name!r}; got {got}."
             )
         return reshape
     if reshape not in (None, "tokens"):
         raise ValueError(f"reshape must be 'tokens', a function or None, got {reshape!r}.")
+    if len(shape) > 3 and shape[0] != count:
+        raise ValueError(
+            f"layer {name!r} puts out {shape[0]} maps for {count} images: the model cuts images into pieces, or runs "
+            "them one by one. Name another layer with layer=, or take one image a pass with batch_size=1."
+        )
     if len(shape) == 4 and reshape is None and sorted(shape[1:])[1] == 1:
         raise ValueError(
             f"layer {name!r} has no place: its output is {shape}. Name a layer before the pooling with layer=."
         )
     fits = len(shape) == 3 or (len(shape) == 4 and reshape is None)
-    read = reading(model, images, module, name, shape) if fits else None
+    read = reading(model, images, module, name, shape, count) if fits else None
     if read is None:
         raise ValueError(
             f"the output of layer {name!r} is {shape}, and not known to be (N, C, h, w), (N, h, w, C) or tokens "
-            "(N, T, C) of a grid: name another layer with layer=, or bring it to (N, C, h, w) with reshape=, "
-            "for example reshape=lambda output: output.permute(0, 3, 1, 2)."
+            "(N, T, C) of a grid, row by row: name another layer with layer=, or bring it to (N, C, h, w) with "
+            "reshape=, for example reshape=lambda output: output.permute(0, 3, 1, 2)."
         )
     return read
 
@@ -237,14 +115,14 @@ def gradcam(
     layer : name or module of the model; None takes `gradcam_layer(model, images)`. A layer that runs several times
         is seen where it runs last.
     reshape : how the layer's output becomes `(N, C, h, w)`: a function that moves values and drops some, used on the
-        gradient too; `"tokens"` for patches in rows `(N, T, C)`, with class and register tokens left out; or None,
-        which finds out whether it is `(N, C, h, w)`, `(N, h, w, C)` or tokens.
+        gradient too; `"tokens"` for patches in rows, `(N, T, C)`, `(T, N, C)` or `(N, C, T)`, with class and register
+        tokens left out; or None, which finds out whether it is `(N, C, h, w)`, `(N, h, w, C)` or tokens.
 
     Raises
     ------
     ValueError
         The layer is unknown, does not run, has no place, or its places cannot be told or are not used; no layer can
-        be chosen; or no gradient reaches the layer although the logits depend on it.
+        be chosen; or no gradient reaches the layer.
     """
     name = _named(model, images, layer)
     module = model.get_submodule(name)
@@ -254,7 +132,7 @@ def gradcam(
         for part in chunks(len(images), images):
             run = partial(chosen_logits, model, targets=targets[part])
             logits, output = watched(run, images[part], module, name)
-            read = read or _known_reading(model, images, module, name, output, reshape)
+            read = read or _known_reading(model, images, module, name, output, reshape, len(logits))
             gradient = read(_gradient(run, images[part], module, name, logits, output))
             weights = gradient.mean((2, 3), keepdim=True)
             small.append((weights * read(output.detach())).sum(1, keepdim=True).relu())
@@ -286,7 +164,7 @@ def _refuse_a_layer_whose_places_nothing_reads(
 ) -> None:
     """Raise if the map is zero for the wiring of the model, not for its weights."""
     pair = with_noise(images)
-    if not _uses_places(model, pair, module, name, watched(model, pair, module, name)[1].shape, read):
+    if not uses_places(model, pair, module, name, watched(model, pair, module, name)[1].shape, read):
         raise ValueError(
             f"the logits do not depend on the places of layer {name!r}, only on a class token there, and its map "
             "would be zero: name an earlier layer with layer=, or none."
@@ -296,17 +174,27 @@ def _refuse_a_layer_whose_places_nothing_reads(
 def _gradient(
     run: Callable[[Tensor], Tensor], images: Tensor, module: nn.Module, name: str, logits: Tensor, output: Tensor
 ) -> Tensor:
-    """The gradient at the layer's output; zeros where no way leads there only if the logits do not depend on it."""
-    found = torch.autograd.grad(logits.sum(), output, allow_unused=True)[0] if logits.requires_grad else None
-    if found is None:
-        with torch.no_grad():
-            moved = watched(run, images, module, name, lambda kept: kept + _numbers(kept))[0]
-        if (moved - logits).abs().amax() > rounding(logits):
-            raise ValueError(
-                f"no gradient reaches layer {name!r}, although the logits depend on it: a part of the model behind it "
-                "runs under torch.no_grad() or is detached. Let it run with gradients, or name a later layer."
-            )
-    return torch.zeros_like(output) if found is None else found
+    """The gradient at the layer's output; raises where no way leads there."""
+    found = None
+    if logits.requires_grad:
+        try:
+            (found,) = torch.autograd.grad(logits.sum(), output, allow_unused=True)
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            raise ValueError(f"the model cannot be differentiated behind layer {name!r}: {error}") from error
+    if found is not None:
+        return found
+    moved = watched(run, images, module, name, lambda kept: kept + numbers(kept))[0]
+    if (moved - logits).abs().amax() > rounding(logits):
+        raise ValueError(
+            f"no gradient reaches layer {name!r}, although the logits depend on it: a part of the model behind it "
+            "runs under torch.no_grad() or is detached. Let it run with gradients, or name a later layer."
+        )
+    raise ValueError(
+        f"the logits do not depend on layer {name!r}, and its map would be zero: name one on the way from the image to "
+        "the logits with layer=, or none."
+    )
 
 
 @explains

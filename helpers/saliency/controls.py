@@ -17,7 +17,7 @@ from .passes import at_most, chunks, places
 
 def _by_parts(edges_of: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, batch_size: int | None) -> Tensor:
     check_input(images, targets)
-    with at_most(batch_size):
+    with at_most(batch_size), torch.autocast(images.device.type, enabled=False):
         return torch.cat([edges_of(images[part]) for part in chunks(len(images), images)])[:, None]
 
 

@@ -3,14 +3,23 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..device import batches, generator, seed_of
-from .passes import OnePass, at_least_one, chunks, explaining, explains, gradient_of_logits, places, starting_point
+from .passes import (
+    OnePass,
+    at_least_one,
+    chunks,
+    explaining,
+    explains,
+    gradient_of_logits,
+    is_number,
+    places,
+    starting_point,
+)
 
 
 @OnePass()
@@ -142,10 +151,11 @@ def expected_gradients(
     `smoothgrad`. Signed maps `(N, C, H, W)`, in logits.
     Erion et al. (2021).
     """
-    if references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
+    is_real = isinstance(references, Tensor) and not references.is_complex()
+    if not is_real or references.ndim != 4 or references.shape[1:] != images.shape[1:] or not len(references):
+        got = f"{references.dtype} {tuple(references.shape)}" if isinstance(references, Tensor) else type(references)
         raise ValueError(
-            f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), "
-            f"got {tuple(references.shape)}."
+            f"references must be images like those explained, (R, {', '.join(map(str, images.shape[1:]))}), got {got}."
         )
     at_least_one("sample", samples)
     images, draws = images.detach(), [generator(seed_of(seed, place)) for place in places(indices, images)]
@@ -201,7 +211,7 @@ def _noisy(
 ) -> Callable[[int], Callable[[slice], Tensor]]:
     """The streams of noisy copies: image i with noise of standard deviation `sigma` x (max - min) of that image."""
     at_least_one("sample", samples)
-    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
+    if not is_number(sigma) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must not be negative, and it must be a finite number, got {sigma!r}.")
     images, seeds = images.detach(), [seed_of(seed, place) for place in places(indices, images)]
     width = sigma * (images.amax((1, 2, 3)) - images.amin((1, 2, 3)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .passes import explains
+from .passes import explains, is_number
 
 if TYPE_CHECKING:
     from zennit.core import Hook
@@ -51,8 +51,8 @@ def lrp_epsilon(
         LRP has no rule for a step of the model (see `lrp_composite`), an option is out of range, or in half of the
         images or more relevance grows so far that rounding hides its sum (sizes of 1e6 logits in single precision).
     """
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be positive, got {epsilon}.")
+    if not is_number(epsilon) or not 0 < epsilon < float("inf"):
+        raise ValueError(f"epsilon must be positive, got {epsilon!r}.")
     if zero_params not in ("bias", None):
         raise ValueError(f"zero_params must be 'bias' or None, got {zero_params!r}.")
     rules, engine = _zennit()
@@ -77,8 +77,8 @@ def lrp_alpha_beta(
     left out. Signed maps `(N, C, H, W)`, in logits; they add up to the logit where all units have
     contributions of both signs. Errors as `lrp_epsilon`.
     """
-    if beta < 0 or alpha - beta != 1:
-        raise ValueError(f"alpha - beta must be 1 and beta not negative, got alpha={alpha}, beta={beta}.")
+    if not is_number(alpha) or not is_number(beta) or beta < 0 or alpha - beta != 1:
+        raise ValueError(f"alpha - beta must be 1 and beta not negative, got alpha={alpha!r}, beta={beta!r}.")
     rules, engine = _zennit()
     stabiliser = engine.relative()
     rule = rules.AlphaBeta(alpha, beta, stabiliser, zero_params="bias")

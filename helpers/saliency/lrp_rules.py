@@ -9,7 +9,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from zennit.core import Composite, Hook
 from zennit.layer import Sum
@@ -33,6 +37,18 @@ def _private_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, own)
     except Exception as error:
         raise ValueError(f"LRP works on a copy of the model, and this model cannot be copied: {error}") from error
+
+
+def _plain_weights(model: nn.Module) -> None:
+    """Make, in place, of each weight that is computed from others, as under weight or spectral norm, its value."""
+    for module in list(model.modules()):
+        for name in list(getattr(module, "parametrizations", ())) if is_parametrized(module) else ():
+            remove_parametrizations(module, name)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
 
 
 def _merge_norms(model: nn.Module, example: Tensor) -> list[nn.Module]:
@@ -186,6 +202,7 @@ def propagate(
     calls = _CallRules(Norm(stabiliser), frozenset(constants))
     with explaining(model):
         copied = _private_copy(model)
+        _plain_weights(copied)
         layers = _merge_norms(copied, images[:1])
         rules = {layer: rule(layer, layer is layers[0]) for layer in layers}
         with Composite(lambda context, name, module: rules.get(module)).context(copied):

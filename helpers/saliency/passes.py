@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from inspect import Parameter, signature
-from numbers import Integral
+from numbers import Integral, Real
+from operator import index
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_input, check_model
-from ..device import batches
+from ..device import batches, seed_of
 from ..inference import buffers_kept, explaining, random_state_kept
 from .backward_graph import gradient_or_zeros
 
@@ -116,6 +117,19 @@ def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
         _FOUND_GOOD[model] = what
 
 
+def _told(call: Callable[[], Tensor], name: str) -> Tensor:
+    """What `call()` returns; what goes wrong in the middle of a model that was found good is told as a ValueError."""
+    try:
+        return call()
+    except (ImportError, MemoryError, ValueError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be computed ({type(error).__name__}: {error}). Look at the options; if they are right, "
+            "explain the model by its gradient, or by occlusion, lime or kernel_shap, which need none."
+        ) from error
+
+
 def explains(
     function: Callable[..., Tensor] | None = None,
     *,
@@ -125,8 +139,9 @@ def explains(
     """Make a method of `function(model, images, targets, **options)`.
 
     Its input and its model are checked, and it takes `batch_size`, the images of one pass at most; on a GPU it starts
-    again with smaller passes where memory runs out. What the model draws and counts while it is explained is put back.
-    A method that never `differentiates`, or not where the option `unless` is given, takes models without a gradient.
+    again with smaller passes where memory runs out. What the model draws and counts while it is explained is put
+    back. A method that never `differentiates`, or not where the option `unless` is given, takes models without a
+    gradient.
     """
     if function is None:
         return partial(explains, differentiates=differentiates, unless=unless)
@@ -135,12 +150,14 @@ def explains(
     def method(model: nn.Module, images: Tensor, targets: Tensor, *, batch_size: int | None = None, **options):
         if not (_CHECKED.get() and getattr(images, "is_cuda", False)):  # every look at values makes a GPU wait
             check_input(images, targets)
+        seed_of(options.get("seed", 0))
+        call = partial(_told, partial(function, model, images, targets, **options), function.__name__)
         if _CHECKED.get():
             with at_most(batch_size):
-                return with_room(partial(function, model, images, targets, **options))
+                return with_room(call)
         _check_once(model, images, differentiates and options.get(unless or "") is None)
         with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
-            return with_room(partial(function, model, images, targets, **options))
+            return with_room(call)
 
     own = signature(function)
     knob = Parameter("batch_size", Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
@@ -158,7 +175,10 @@ def differentiates(method: Callable[..., Tensor]) -> bool:
 
 def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
     """The images' places in the whole set, from which they draw: `indices`, or 0, 1, ... where there are none."""
-    found = list(range(len(images)) if indices is None else map(int, indices))
+    try:
+        found = list(range(len(images)) if indices is None else map(index, indices))
+    except TypeError:
+        raise ValueError(f"indices must be whole numbers, the places of the images, got {indices!r}.") from None
     if len(found) != len(images):
         raise ValueError(f"indices must be the places of the {len(images)} images, got {len(found)} of them.")
     return found
@@ -170,9 +190,16 @@ def at_least_one(what: str, count: int) -> None:
         raise ValueError(f"at least one {what} is needed, got {count!r}; {what}s= takes a whole number.")
 
 
+def is_number(value: object) -> bool:
+    """Whether an option is a real number, NaN and infinity among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def starting_point(baseline: float | Tensor, images: Tensor) -> Tensor:
     """The baseline, a number or a tensor that broadcasts, in the shape of the images; raises where it does not fit."""
     try:
+        if isinstance(baseline, Tensor) and baseline.is_complex():
+            raise TypeError
         baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"the baseline must be a number or a tensor, got {type(baseline).__name__}.") from None

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..device import generator, seed_of
-from .passes import at_least_one, chosen_logits, chunks, explaining, explains, places, starting_point
+from .passes import at_least_one, chosen_logits, chunks, explaining, explains, is_number, places, starting_point
 
 
 def _logits_of_masked(
@@ -58,11 +59,11 @@ def occlusion(
     """
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 7) if window is None else window
-    if not isinstance(window, int) or not 1 <= window <= min(height, width):
-        raise ValueError(f"window must be a whole number from 1 to {min(height, width)}, got {window}.")
+    if not _whole(window) or not 1 <= window <= min(height, width):
+        raise ValueError(f"window must be a whole number from 1 to {min(height, width)}, got {window!r}.")
     stride = max(1, window // 2) if stride is None else stride
-    if not isinstance(stride, int) or not 1 <= stride <= window:
-        raise ValueError(f"stride must be a whole number from 1 to the window's {window}, got {stride}.")
+    if not _whole(stride) or not 1 <= stride <= window:
+        raise ValueError(f"stride must be a whole number from 1 to the window's {window}, got {stride!r}.")
     images = images.detach()
     start = starting_point(baseline, images)
     rows, columns = (_spans(size, window, stride).to(images.device) for size in (height, width))
@@ -81,6 +82,10 @@ def occlusion(
             falls = (whole - hidden).to(images.dtype).view(len(rows), len(columns))
             maps[i] = rows.to(falls.dtype).T @ falls @ columns.to(falls.dtype) / covering
     return maps
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _spans(size: int, window: int, stride: int) -> Tensor:
@@ -102,7 +107,7 @@ def superpixels(images: Tensor, count: int = 49) -> Tensor:
     ValueError
         `count` is not a whole number from 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if not _whole(count) or count < 1:
         raise ValueError(f"count must be a whole number of segments, at least 1, got {count!r}.")
     height, width = images.shape[2:]
     grid = _grid(height, width, count).to(images.device)
@@ -216,8 +221,8 @@ def lime(
     ValueError
         The segments do not fit the images, or there are too few samples for them.
     """
-    if not width > 0:
-        raise ValueError(f"width must be positive, got {width}.")
+    if not is_number(width) or not width > 0:
+        raise ValueError(f"width must be positive, got {width!r}.")
 
     def draw(count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         kept = torch.rand(samples, count, generator=generator) < 0.5

@@ -18,9 +18,10 @@ class _Rescale(TorchFunctionMode):
     """
 
     ACTIVATIONS = frozenset(
-        "celu elu gelu hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ mish relu relu_ relu6 selu sigmoid sigmoid_ "
-        "silu softplus tanh tanh_ threshold threshold_".split()
-    )  # of one input, element by element
+        "celu clamp clamp_ clamp_min clamp_min_ clip clip_ elu gelu hardshrink hardsigmoid hardswish hardtanh "
+        "hardtanh_ leaky_relu leaky_relu_ log_sigmoid logsigmoid mish prelu relu relu_ relu6 selu sigmoid sigmoid_ "
+        "silu softplus softshrink softsign tanh tanh_ tanhshrink threshold threshold_".split()
+    )  # of one signal, element by element
     POOLS: dict[str, Callable] = {
         "max_pool2d": F.max_pool2d_with_indices,
         "adaptive_max_pool2d": F.adaptive_max_pool2d_with_indices,
@@ -35,7 +36,8 @@ class _Rescale(TorchFunctionMode):
         if name not in self.ACTIVATIONS | self.POOLS.keys():
             return func(*args, **kwargs)
         values, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
-        if not values.requires_grad or kwargs.get("return_indices"):
+        others = any(isinstance(value, Tensor) and value.requires_grad for value in (*rest, *kwargs.values()))
+        if not values.requires_grad or others or kwargs.get("return_indices"):
             return func(values, *rest, **kwargs)
         if len(values) != 2 * self.count:
             raise ValueError("DeepLIFT needs a model that keeps the images of a batch apart along dimension 0.")

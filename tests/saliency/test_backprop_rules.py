@@ -354,10 +354,21 @@ OTHERS = {
     "written where negative": lambda x: written(x, x < 0),
     "sign": lambda x: x * (x.sign() + 1) / 2,
     "heaviside": lambda x: x * torch.heaviside(x.detach(), torch.zeros(())),
+    "mask, rounded": lambda x: x * torch.round(torch.sigmoid(50 * x.detach())),
+    "mask, rounded up": lambda x: x * torch.tanh(x.detach()).ceil(),
+    "mask of whole numbers": lambda x: x * torch.bucketize(x.detach(), torch.zeros(1)),
+    "mask of whole numbers, as floats": lambda x: x * torch.bucketize(x.detach(), torch.zeros(1)).to(x.dtype),
+    "swish, its gate cut off": lambda x: x * torch.sigmoid(x.detach()),
+    "swish, its gate without gradients": lambda x: x * torch.no_grad()(torch.sigmoid)(2 * x),
+    "swish, its gate behind a batch norm": lambda x: x * torch.sigmoid(normed(x)),
     "minimum": lambda x: x - torch.minimum(x, torch.zeros(())),
     "clamp from above": lambda x: x - x.clamp(max=0),
     "part in place": lambda x: (x := x.clone(), x[:, 1:].sigmoid_())[0],
 }
+
+
+def normed(x):
+    return F.batch_norm(x, torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
 
 
 def gate(x):
@@ -462,6 +473,7 @@ KNOWN = {
     "a fixed mask": lambda x: (
         torch.where(torch.arange(x.shape[-1]) % 2 == 0, x, 0) * (torch.arange(x.shape[2]) > 2)[:, None]
     ),
+    "ones of its shape": lambda x: x * torch.ones_like(x),
     "dropped out": lambda x: F.dropout(x, training=False),
     "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
 }

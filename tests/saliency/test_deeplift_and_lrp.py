@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from copy import deepcopy
 from functools import partial
 
 import captum.attr
@@ -260,6 +261,33 @@ def test_deeplift_is_captums(activation, baseline):
         for one, t in zip(x, y)
     ]
     assert_same(deeplift(model, x, y, baseline=baseline), torch.cat(theirs).detach(), 1e-5)
+
+
+SAME = {  # two ways to write an activation
+    "clamp": (lambda x: x.clamp(min=0), F.relu),
+    "clamp in place": (lambda x: x.clone().clamp_(min=0), F.relu),
+    "clamp_min": (lambda x: torch.clamp_min(x, 0), F.relu),
+    "clamp at a tensor": (lambda x: x.clamp(min=torch.zeros(())), F.relu),
+    "clip": (lambda x: x.clip(0, 0.5), lambda x: F.hardtanh(x, 0, 0.5)),
+    "PReLU": (lambda x: F.prelu(x, torch.full((x.shape[1],), 0.2)), lambda x: F.leaky_relu(x, 0.2)),
+    "logsigmoid": (F.logsigmoid, lambda x: -F.softplus(-x)),
+    "hardsigmoid": (F.hardsigmoid, lambda x: F.relu6(x + 3) / 6),
+    "softsign": (F.softsign, None),
+    "tanhshrink": (F.tanhshrink, lambda x: x - torch.tanh(x)),
+    "softshrink": (F.softshrink, lambda x: F.relu(x - 0.5) - F.relu(-x - 0.5)),
+    "hardshrink": (F.hardshrink, None),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_deeplift_of_an_activation_does_not_depend_on_how_it_is_written(name):
+    x, y = images(), targets()
+    written, other = (Then(call) for call in SAME[name])
+    model, same = (lively(pooled_apart(lambda step=step: step)).eval() for step in (written, other))
+    maps, change = deeplift(model, x, y), logits(model, x, y) - logits(model, torch.zeros_like(x), y)
+    torch.testing.assert_close(maps.sum((1, 2, 3)), change, atol=1e-4, rtol=1e-4)
+    if SAME[name][1]:
+        torch.testing.assert_close(maps, deeplift(same, x, y), atol=1e-4, rtol=1e-3)
 
 
 def test_deeplift_of_a_network_that_reuses_its_relus_is_captums_of_one_that_does_not():
@@ -733,6 +761,36 @@ def test_a_norm_is_merged_into_the_layer_that_it_follows_when_run(lrp):
 # ---------------------------------------------------------------- what is refused
 
 
+NORMS_OF_WEIGHTS = {
+    "weight norm": nn.utils.parametrizations.weight_norm,
+    "weight norm by a hook": nn.utils.weight_norm,
+    "spectral norm": nn.utils.parametrizations.spectral_norm,
+    "spectral norm by a hook": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("lrp", LRP, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("name", NORMS_OF_WEIGHTS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_lrp_of_a_layer_whose_weights_are_computed_is_that_of_its_weights(lrp, name):
+    with local_seed(0), torch.no_grad():  # a weight that a hook has left with its graph cannot be copied
+        model = lively(headed(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))).eval()
+        model(images(2))
+        NORMS_OF_WEIGHTS[name](model[0]), NORMS_OF_WEIGHTS[name](model[3])
+        model.train()(images(2)), model.eval()
+        model(images(2))
+    plain = headed(nn.Conv2d(3, 4, 3), deepcopy(model[1]), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    plain(images(2))
+    with torch.no_grad():
+        for at in (0, 3, 5):
+            plain[at].weight.copy_(model[at].weight), plain[at].bias.copy_(model[at].bias)
+    x, y = images(), targets()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.testing.assert_close(lrp(model, x, y), lrp(plain, x, y), atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    torch.testing.assert_close(model(x), plain(x))
+
+
 class OwnConv(nn.Conv2d):
     def forward(self, x):
         return super().forward(x).abs()
@@ -785,7 +843,6 @@ REFUSED_BY_ALL = {
     "square": lambda: headed(Then(lambda x: x**2)),
     "reciprocal": lambda: headed(Then(lambda x: 1 / (x + 9))),
     "constant over signal": lambda: headed(Then(lambda x: torch.ones(3, 1, 1).div(x + 9))),
-    "clamp": lambda: headed(nn.Conv2d(3, 4, 3), Then(lambda x: x.clamp(min=0))),
     "where": lambda: headed(nn.Conv2d(3, 4, 3), Then(lambda x: torch.where(x > 0, x, 0))),
     "largest of two": lambda: headed(Then(lambda x: torch.maximum(x, x.flip(3)))),
     "largest of all": lambda: headed(nn.Conv2d(3, 4, 3), Then(lambda x: x.amax((2, 3)))),
@@ -797,6 +854,7 @@ REFUSED_BY_ALL = {
     "hook that changes": lambda: headed(with_hook()),
 }
 REFUSED_BY_LRP = {
+    "clamp": lambda: headed(nn.Conv2d(3, 4, 3), Then(lambda x: x.clamp(min=0))),
     "gelu": lambda: headed(nn.Conv2d(3, 4, 3), nn.GELU()),
     "sigmoid": lambda: headed(nn.Conv2d(3, 4, 3), nn.Sigmoid()),
     "norm after nothing": lambda: headed(nn.BatchNorm2d(3)),
@@ -808,12 +866,12 @@ REFUSED_BY_LRP = {
     "layer run twice": lambda: headed(Then(lambda x, conv: conv(conv(x)), nn.Conv2d(3, 3, 3))),
     "layer as a function": lambda: headed(Then(lambda x: F.conv2d(x, torch.ones(1, 3, 3, 3)))),
     "matrix product": lambda: headed(Then(lambda x: x @ torch.ones(12, 12))),
-    "parametrised layer": lambda: headed(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))),
     "layer of another kind": lambda: headed(nn.ConvTranspose2d(3, 4, 3)),
     "rounded": lambda: headed(Then(lambda x: torch.div(x, 0.1, rounding_mode="trunc") + x * 1)),
     "scripted": lambda: headed(nn.Conv2d(3, 4, 3), torch.jit.script(Scripted())),
 }
 REFUSED_BY_DEEPLIFT = {
+    "clamp at a signal": lambda: headed(Then(lambda x: x.clamp(max=x.mean((2, 3), keepdim=True)))),
     "relu by a mask": lambda: headed(nn.Conv2d(3, 4, 3), Then(lambda x: x * (x > 0))),
     "chosen by value": lambda: headed(Then(lambda x: x.flatten(1).gather(1, x.flatten(1).argsort(1)))),
     "noise": lambda: headed(Then(lambda x: F.dropout(x))),
@@ -877,6 +935,8 @@ BAD_OPTIONS = {
     "negative epsilon": (lrp_epsilon, {"epsilon": -1e-6}, "epsilon must be positive"),
     "epsilon NaN": (lrp_epsilon, {"epsilon": float("nan")}, "epsilon must be positive"),
     "infinite epsilon": (lrp_epsilon, {"epsilon": float("inf")}, "epsilon must be positive"),
+    "epsilon in words": (lrp_epsilon, {"epsilon": "small"}, "epsilon must be positive, got 'small'"),
+    "no alpha": (lrp_alpha_beta, {"alpha": None}, "alpha - beta must be 1"),
     "other parameters": (lrp_epsilon, {"zero_params": "weight"}, "must be 'bias' or None"),
     "alpha alone": (lrp_alpha_beta, {"alpha": 1.0}, "alpha - beta must be 1"),
     "beta alone": (lrp_alpha_beta, {"beta": 2.0}, "alpha - beta must be 1"),

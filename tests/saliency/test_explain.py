@@ -8,7 +8,7 @@ import torch
 from networks import cnn, images, targets
 from saliency_sanity import saliency
 from saliency_sanity.device import generator, seed_of
-from saliency_sanity.saliency import METHODS, explain, heatmap
+from saliency_sanity.saliency import METHODS, explain, heatmap, passes
 from torch import nn
 
 GRID = (torch.arange(12) // 4)[:, None] * 2 + torch.arange(12) // 6
@@ -159,9 +159,50 @@ def test_sigma_is_finite_and_not_negative(name, sigma):
         (torch.zeros(1, 3, 3, 12, 12), "does not fit images"),
         (float("inf"), "baseline has NaN or infinite values"),
         ("black", "baseline must be a number or a tensor, got str"),
+        (1j, "baseline must be a number or a tensor, got complex"),
+        (torch.zeros(12, 12) * 1j, "baseline must be a number or a tensor, got Tensor"),
         (None, "baseline must be a number or a tensor, got NoneType"),
     ],
 )
 def test_a_baseline_fits_the_images(name, baseline, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name](cnn(), images(), targets(), **options_of(name), baseline=baseline)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "indices" in signature(METHODS[name]).parameters])
+@pytest.mark.parametrize("indices", [3, [0, 0.5, 1], ["a", "b", "c"], torch.tensor([0.0, 1.0, 2.0])])
+def test_places_are_whole_numbers(name, indices):
+    with pytest.raises(ValueError, match="indices must be whole numbers"):
+        METHODS[name](cnn(), images(), targets(), **options_of(name), indices=indices)
+
+
+class Single(nn.Module):
+    def forward(self, logits):
+        return logits.float()
+
+
+@every
+def test_inside_autocast_a_map_has_full_precision(name):
+    """Though the model ends in full precision, and so would not be refused."""
+    model, x, y = nn.Sequential(cnn().eval(), Single()), images(), targets()
+    plain = METHODS[name](model, x, y, **options_of(name))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(METHODS[name](model, x, y, **options_of(name)), plain)
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("name", ["gradient", "guided_backprop", "gradcam", "deeplift", "occlusion"])
+def test_what_goes_wrong_in_the_middle_says_what_to_do(name):
+    class Tired(nn.Module):
+        runs = 0
+
+        def forward(self, x):
+            self.runs += 1
+            if self.runs > 1:
+                raise IndexError("dimension out of range")
+            return x
+
+    with passes.checked(), pytest.raises(ValueError, match=rf"{name} cannot be computed \(IndexError: dimension out"):
+        model = nn.Sequential(cnn(), Tired())
+        for _ in range(2):
+            METHODS[name](model, images(), targets())

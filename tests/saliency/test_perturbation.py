@@ -356,6 +356,8 @@ BAD_OPTIONS = {
     "few samples for lime": (lime, {"samples": 6, "segments": PARTS}, "raise samples="),
     "few samples for kernel_shap": (kernel_shap, {"samples": 4, "segments": PARTS}, "raise samples="),
     "width of 0": (lime, {"width": 0.0}, "width must be positive"),
+    "window yes": (occlusion, {"window": True}, "window must be a whole number .* got True"),
+    "width in words": (lime, {"width": "wide"}, "width must be positive, got 'wide'"),
     "width NaN": (lime, {"width": float("nan")}, "width must be positive"),
 }
 
