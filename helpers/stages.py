@@ -220,6 +220,7 @@ def running_tensors(model: nn.Module, stage: Stage, order: Iterable[int]) -> dic
             continue
         for name, module in piece.named_modules(prefix=member):
             own = own_tensors(module) if is_norm(module) else dict(module.named_parameters(recurse=False))
+            own.pop("num_batches_tracked", None)  # a count, which weighs nothing in eval mode
             found |= {f"{name}.{key}": tensor for key, tensor in own.items() if id(tensor) in known}
     return found
 
