@@ -12,6 +12,7 @@ from .checks import check_input, check_model
 from .comparing import Comparison, Pictures, Side, fixed
 from .device import generator, seed_of
 from .heatmaps import Refusal, different_places, draws_noise, heat_of, named, refusing, replicates, takes
+from .inference import random_state_kept
 from .rows import NOWHERE
 from .runs import Run
 from .saliency.passes import at_most, checked, class_count, differentiates, explains, places
@@ -20,6 +21,7 @@ from .versions import Versions
 PER_CALL = 64  # noisy copies that a method is given at a time: small networks are slow on few images
 
 
+@random_state_kept()
 def random_logit(
     model: nn.Module,
     images: Tensor,
@@ -119,6 +121,7 @@ def complexity(maps: Tensor, *, bins: int = 100) -> Tensor:
     return torch.special.entr(counts / flat.shape[1]).sum(1)
 
 
+@random_state_kept()
 def complexity_rise(
     model: nn.Module,
     images: Tensor,

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -104,17 +104,21 @@ def _traced_order(model: nn.Module) -> list[int]:
     everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     order: dict[int, None] = {}
     for node in graph.nodes:
+        if node.op == "call_module":
+            order.setdefault(id(model.get_submodule(str(node.target))))
         if node.op in ("call_module", "get_attr"):
             order |= dict.fromkeys(id(t) for n, t in everything if f"{n}.".startswith(f"{node.target}."))
     return list(order)
 
 
 def order_of_use(model: nn.Module, example: Tensor | None) -> list[int]:
-    """Identities of parameters and buffers in the order in which they first take part in a pass."""
-    with evaluating(model):
+    """Identities of modules, parameters and buffers in the order in which they first take part in a pass."""
+    with evaluating(model), ExitStack() as hooks:
         if example is None:
             return _traced_order(model)
         order: dict[int, None] = {}
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(lambda called, _: order.setdefault(id(called))).remove)
         with torch.no_grad(), Uses(all_tensors(model), lambda used: order.setdefault(used)):
             model(example.clone())
         return list(order)

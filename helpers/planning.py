@@ -22,6 +22,7 @@ FIELDS = {
     "fallback": "without an initialiser, drawn from a normal of the trained width",
     "kept": "as before, by an option or because it is their initial value",
     "batch_norm": "statistics of batch norm",
+    "shared": "randomised with an earlier stage, which shares them",
 }
 
 

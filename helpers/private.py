@@ -4,66 +4,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from types import CellType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .inference import evaluating
-from .model_state import Place, attributes, copied, leaves, only_looks, order_of_use, plain_places
+from .model_state import Place, attributes, copied, leaves, order_of_use, plain_places
 from .stages import is_norm
+from .watching import Watch, counts, held_elsewhere, learned, uses
 
 _GONE = object()
 Fresh = dict[tuple[str, str], object]  # values of the modules' attributes as before any pass filled them
-
-# What makes a tensor like another one, whatever the values of that are.
-_LIKE = frozenset("new_empty new_full new_ones new_tensor new_zeros empty_like full_like ones_like zeros_like".split())
 
 
 class PrivateCopy(NamedTuple):
     """A copy, what it must forget to be as before any pass, the order in which its tensors run, and its constants.
 
     The constants are tensors that take part in a pass and are neither parameters nor buffers, by the place where they
-    are held.
+    are held, if a module leads there.
     """
 
     model: nn.Module
     fresh: Fresh
     order: list[int]
     constants: list[str]
-
-
-class _Watch(TorchFunctionMode):
-    """Counts, by their identities, the calls in which the values of tensors take part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.used: Counter[int] = Counter()
-        self.alive: list[Tensor] = []  # so that no later tensor has the identity of one that is gone
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        made = any(isinstance(value, Tensor) for value in leaves(result))
-        if (made or not only_looks(func)) and getattr(func, "__name__", "") not in _LIKE:
-            given = [value for value in leaves((args, kwargs or {})) if isinstance(value, Tensor)]
-            self.used.update(map(id, given))
-            self.alive += given
-        return result
-
-
-@torch.no_grad()
-def _uses(model: nn.Module, example: Tensor) -> Counter[str]:
-    """How often each parameter and buffer takes part in a pass, by name."""
-    with evaluating(model), _Watch() as watch:
-        model(example.clone())
-    return _counts(model, watch)
-
-
-def _counts(model: nn.Module, watch: _Watch) -> Counter[str]:
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    return Counter({name: watch.used[id(tensor)] for name, tensor in tensors})
 
 
 @torch.inference_mode(False)
@@ -86,11 +53,11 @@ def private_copy(model: nn.Module, example: Tensor | None) -> PrivateCopy:
     if example is None:
         return PrivateCopy(private, {}, order_of_use(private, None), [])
     before = list(plain_places(private))  # what the pass stores is not what it uses
-    with _Watch() as watch:
+    with Watch() as watch:
         order = order_of_use(private, example)
     used = [(place, tensor) for place, tensor in before if watch.used[id(tensor)]]
-    _refuse_others(model, private, watch, [place.path for place, tensor in used if _learned(tensor)])
-    held, first = [place for place, _ in used], _counts(private, watch)
+    _refuse_others(model, private, watch, [place.path for place, tensor in used if learned(tensor)])
+    held, first = [place for place, _ in used], counts(private, watch)
     fresh = _caches(private, held, example)
     if unused := [name for name, _ in private.named_parameters() if not first[name]]:
         fresh |= _caches(private, list(_buffers(private, watch)), example)
@@ -99,21 +66,23 @@ def private_copy(model: nn.Module, example: Tensor | None) -> PrivateCopy:
     _refuse_shared(private, [place for place in held if id(place.owner) in shared], example)
     if fresh:
         refresh(private, fresh)
-        with _Watch() as watch:
+        with Watch() as watch:
             order = order_of_use(private, example)
-        first = _counts(private, watch)
+        first = counts(private, watch)
     fresh |= _left_by_a_pass(model, private, fresh, first, {place.path for place in held}, example)
     refresh(private, fresh)
+    forget = partial(refresh, private, fresh)
+    others = [
+        (f"a tensor of shape {tuple(t.shape)} from elsewhere", t) for t in held_elsewhere(private, example, forget)
+    ]
+    forget()
+    _refuse_hidden(name for name, tensor in others if learned(tensor))
     constants = [place for place in held if (place.module, place.attribute) not in fresh]
     _refuse_unknown(private, first, constants)
-    return PrivateCopy(private, fresh, order, [place.path for place in constants])
+    return PrivateCopy(private, fresh, order, [*(place.path for place in constants), *(name for name, _ in others)])
 
 
-def _learned(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
-
-
-def _refuse_others(model: nn.Module, private: nn.Module, watch: _Watch, hidden: list[str]) -> None:
+def _refuse_others(model: nn.Module, private: nn.Module, watch: Watch, hidden: list[str]) -> None:
     """Raise where the pass of the private copy was not one of its own registered, unchanging tensors."""
     tensors = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     if others := [name for key, name in tensors.items() if watch.used[key]]:
@@ -121,17 +90,21 @@ def _refuse_others(model: nn.Module, private: nn.Module, watch: _Watch, hidden: 
             f"a copy of this model still uses {', '.join(map(repr, others))} of the model itself: something that can "
             "not be copied, like a lambda or a nested function, refers to it. Make it a method of the module."
         )
-    if hidden:
-        raise ValueError(
-            f"this model uses parameters that it does not register, which would stay as trained: {', '.join(hidden)}. "
-            "Keep them as attributes of a module, in an nn.ModuleList or in an nn.ParameterList."
-        )
+    _refuse_hidden(hidden)
     before, after = dict(model.named_parameters()), dict(private.named_parameters())
     same = {name for name in before.keys() & after.keys() if _equal(before[name], after[name])}
     if changed := sorted((before.keys() | after.keys()) - same):
         raise ValueError(
             f"a pass in eval mode makes or changes parameters of this model: {', '.join(map(repr, changed))}. Run it "
             "once, so that it has done so, or leave its parameters alone in forward()."
+        )
+
+
+def _refuse_hidden(names: Iterable[str]) -> None:
+    if found := ", ".join(names):
+        raise ValueError(
+            f"this model uses parameters that it does not register, which would stay as trained: {found}. "
+            "Keep them as attributes of a module, in an nn.ModuleList or in an nn.ParameterList."
         )
 
 
@@ -153,7 +126,7 @@ def refresh(model: nn.Module, fresh: Fresh) -> None:
             held[attribute] = copied(value)
 
 
-def _buffers(model: nn.Module, watch: _Watch) -> Iterator[Place]:
+def _buffers(model: nn.Module, watch: Watch) -> Iterator[Place]:
     """The float buffers that took part in the pass and are no norm's."""
     for name, module in model.named_modules():
         for key, buffer in module.named_buffers(recurse=False):
@@ -239,9 +212,9 @@ def _observed(model: nn.Module, fresh: Fresh, example: Tensor) -> tuple[list[Ten
     ran: set[str] = set()
     for name, module in trial.named_modules():
         module.register_forward_pre_hook(lambda module, inputs, name=name: ran.add(name))
-    with evaluating(trial), torch.no_grad(), _Watch() as watch:
+    with evaluating(trial), torch.no_grad(), Watch() as watch:
         output = trial(example.clone())
-    return [value for value in leaves(output) if isinstance(value, Tensor)], _counts(trial, watch), ran
+    return [value for value in leaves(output) if isinstance(value, Tensor)], counts(trial, watch), ran
 
 
 def _innermost(name: str, ran: set[str]) -> str | None:
@@ -334,10 +307,10 @@ def _left_by_a_pass(
         It is left somewhere else.
     """
     filled = [(place, tensor) for place, tensor in plain_places(private) if place.path not in known]
-    with evaluating(private), torch.no_grad(), _Watch() as watch:
+    with evaluating(private), torch.no_grad(), Watch() as watch:
         private(example.clone())
     read = [(place, tensor) for place, tensor in filled if watch.used[id(tensor)]]
-    if not read and not first - _counts(private, watch):
+    if not read and not first - counts(private, watch):
         return {}
     before = copied(model)
     refresh(before, fresh)
@@ -345,7 +318,7 @@ def _left_by_a_pass(
     refresh(private, left)
     still = {id(tensor) for _, tensor in plain_places(private)}
     places = [place.path for place, tensor in read if id(tensor) in still]
-    if lost := places or sorted(first - _uses(private, example)):
+    if lost := places or sorted(first - uses(private, example)):
         raise ValueError(
             f"a pass of this model keeps what it computes{' at' if places else ' from'} {', '.join(map(repr, lost))} "
             "where it cannot be emptied, like functools.lru_cache, a global or what a hook closes over: with other "

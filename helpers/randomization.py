@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from .checks import check_example
 from .dataflow import Flow
 from .device import generator
+from .inference import random_state_kept
 from .model_state import Uses, all_tensors, copied
 from .model_state import named_tensors as _named  # noqa: F401  for those who watch a copy themselves, as `Uses`
 from .private import private_copy
-from .recipes import Recipe, assembled, drawn, recalibrate, settled
+from .recipes import Drawn, Recipe, assembled, drawn, recalibrate, settled
 from .stages import Plan, Stage, planned
 
 __all__ = ["SCHEMES", "Plan", "Stage", "Uses", "cascading", "independent", "plan"]
@@ -38,14 +39,15 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
     stages : None takes the children that hold parameters, `nn.Sequential` opened, and so are networks among them
         (a backbone, an encoder): what runs one after the other inside them. What a skip bridges, like the block of a
         residual network or a transformer, stays whole. `"layers"` goes down to single layers. In both, a norm joins
-        the layer before it, and a lone parameter (class token, position table) is a stage. A list of names is taken
-        as given.
+        the layer before it, a lone parameter (class token, position table) is a stage, and a weight that several
+        stages share is randomised with the first of them, so that all is random down to there. A list of names is
+        taken as given.
     example : a batch of inputs to run a few times in eval mode; None traces the model with `torch.fx`.
 
     Raises
     ------
     ValueError
-        Unknown or overlapping names, a weight shared by two stages, nothing to randomise, a model that cannot be
+        Unknown or overlapping names, a weight shared by two named stages, nothing to randomise, a model that cannot be
         copied or traced, or one that keeps what it computed from its weights where it cannot be emptied.
     """
     check_example(model, example)
@@ -55,6 +57,7 @@ def plan(model: nn.Module, *, stages: str | Sequence[str] | None = None, example
 class Redraws:
     """The steps of a scheme on a private copy of the model, `private`, drawn one after the other."""
 
+    @random_state_kept()
     def __init__(
         self,
         model: nn.Module,
@@ -90,6 +93,7 @@ class Redraws:
         self.private, self.fresh, order_in_use, constant = private_copy(model, example)
         self.found = planned(self.private, order_in_use, Flow(self.private, example), stages, constant)
         self.twin = _twin_on_cpu(self.private)
+        self.ready: dict[tuple[Stage, int], Drawn] = {}  # what the plan had to draw, until it is taken
         self.pairs = list(zip(all_tensors(self.twin), all_tensors(self.private), strict=True))
         of_twin = {id(own): id(twin) for twin, own in self.pairs}
         self.order_in_use = [of_twin.get(key, key) for key in order_in_use]
@@ -101,6 +105,7 @@ class Redraws:
     def _take(self, seeds: torch.Generator) -> None:
         draws = torch.randint(2**62, (len(self.found.stages),), generator=seeds).tolist()
         self.steps = list(zip(self.found.stages, draws))[:: -1 if self.order == "bottom_up" else 1]
+        self.ready = {step: self.ready[step] for step in self.steps if step in self.ready}
 
     def begin(self, seed: int) -> None:
         """Draw from another seed from now on, in the same private copy."""
@@ -112,14 +117,17 @@ class Redraws:
     @cached_property
     def plan(self) -> Plan:
         """What is randomised and what is not, known once every stage has been drawn."""
-        all_drawn = [drawn(self.twin, stage, self.order_in_use, draw, self.recipe) for stage, draw in self.steps]
-        fallback = [name for one in all_drawn for name in one.fallback]
-        kept = [name for one in all_drawn for name in one.kept]
+        self.ready = {step: self._draw(*step) for step in self.steps}
+        fallback = [name for one in self.ready.values() for name in one.fallback]
+        kept = [name for one in self.ready.values() for name in one.kept]
         return self.found._replace(fallback=fallback, kept=kept, batch_norm=self.recipe.batch_norm)
+
+    def _draw(self, stage: Stage, draw: int) -> Drawn:
+        return drawn(self.twin, stage, self.order_in_use, draw, self.recipe)
 
     def _drawn(self, stage: Stage, draw: int) -> dict[int, Tensor]:
         """The new tensors of a stage, by the identity of those of `private`."""
-        new = drawn(self.twin, stage, self.order_in_use, draw, self.recipe).new
+        new = (self.ready.pop((stage, draw), None) or self._draw(stage, draw)).new
         if self.twin is self.private:
             return new
         return {id(own): _sent(new[id(twin)], own.device) for twin, own in self.pairs if id(twin) in new}

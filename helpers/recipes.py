@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .device import generator, local_seed, seed_of
-from .inference import evaluating
+from .inference import evaluating, random_state_kept
 from .model_state import all_tensors, copied, leaves
 from .private import Fresh, refresh
 from .stages import STATISTICS, Stage, find, initialiser, is_norm, keeps_statistics, own_tensors, running_tensors
@@ -28,6 +28,8 @@ class Recipe:
 
     def draw(self, trained: Tensor) -> Tensor:
         """New values for a tensor, by `init`, from torch's global CPU generator."""
+        if trained.is_complex() and self.init != "permute":  # both parts
+            return torch.view_as_complex(self.draw(torch.view_as_real(trained.resolve_conj())).contiguous())
         if self.init == "reset":
             return _of_trained_width(trained)
         if self.init == "permute":
@@ -44,7 +46,7 @@ class Recipe:
         affine = self.affine if norm else "init"
         own = own_tensors(holder) if norm else dict(holder.named_parameters(recurse=False))
         moments = {key: tensor.clone() for key, tensor in own.items() if norm and key in (*_MOMENTS, _COUNTER)}
-        values = {key: tensor for key, tensor in own.items() if key not in moments and tensor.is_floating_point()}
+        values = {key: tensor for key, tensor in own.items() if key not in moments and _draws(tensor)}
         if affine == "init" and self.init == "reset" and not (norm and initialiser(holder) is None):
             fell_back = _reset(holder, values)
         elif affine != "keep":
@@ -71,8 +73,14 @@ class Recipe:
             new.copy_(trained if self.bias == "keep" else torch.zeros_like(trained))
 
 
+def _draws(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _of_trained_width(trained: Tensor) -> Tensor:
     """Normal numbers with the standard deviation of the trained ones, or their root mean square if that is zero."""
+    if trained.is_complex():
+        return torch.view_as_complex(_of_trained_width(torch.view_as_real(trained.resolve_conj())))
     values = trained.double()
     width = float(values.std(correction=0))
     constant = bool((values == values.flatten()[0]).all())  # the deviation of equal numbers can be a rounding error
@@ -147,6 +155,12 @@ def _unmoved(model: nn.Module, stage: Stage, order: Iterable[int], new: dict[int
     """The tensors of the stage that run and have not changed; an error where they ought to have."""
     running = running_tensors(model, stage, order)
     kept = {name: old for name, old in running.items() if torch.equal(old.cpu(), new[id(old)])}
+    for name, old in running.items():
+        if not _draws(old):
+            raise ValueError(
+                f"stage {stage.name!r} cannot be randomised: {name!r} holds weights of type {old.dtype}, of which none "
+                "can be drawn. Give the model in floating point that it was made from."
+            )
     for name, old in kept.items():
         holder = find(model, name.rpartition(".")[0]) if "." in name else model
         constant = bool((old == old.flatten()[0]).all())
@@ -218,6 +232,7 @@ def _spread(model: nn.Module, pair: Tensor) -> float:
     return float((logits[0] - logits[1]).abs().max() / logits.abs().max())
 
 
+@random_state_kept()
 @torch.inference_mode(False)
 @torch.no_grad()
 def recalibrate(model: nn.Module, members: Iterable[str], images: Tensor) -> None:

@@ -49,7 +49,7 @@ class Run:
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt) and self.done > 0
         if stopped:
             text = f"interrupted: the frame holds what {self.done} methods and replicates gave before"
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=4)
         return stopped
 
     def add(self, comparison: Comparison, side: Side, steps: int = 0) -> None:

@@ -29,13 +29,16 @@ from .heatmaps import draws_noise as draws_noise  # these are of this module to 
 from .heatmaps import heat_of as heat_of
 from .heatmaps import spectral_noise as spectral_noise
 from .heatmaps import takes as takes
-from .inference import predict
+from .inference import predict, random_state_kept
 from .planning import Preflight as Preflight
 from .planning import at_one_layer, described, tried
 from .rows import COLUMNS as COLUMNS
 from .runs import Run
 from .saliency.passes import at_most, checked, class_count, differentiates
 from .versions import Versions
+from .watching import uses
+
+SEVERAL = 64  # images: so many are looked at to see which parameters run, where some do not
 
 
 @torch.inference_mode(False)
@@ -59,6 +62,12 @@ def _lay_out(model: nn.Module, images: Tensor) -> torch.memory_format | None:
     return None
 
 
+def _now_used(model: nn.Module, names: Sequence[str], images: Tensor) -> list[str]:
+    """Which of these parameters take part in a pass of the images."""
+    used = uses(model, images) if names else {}
+    return [name for name in names if used[name]]
+
+
 class _Test:
     """A model-parameter test as it was asked for, checked, with all that its seeds have in common."""
 
@@ -78,7 +87,11 @@ class _Test:
         known = ["seeds", "twins", "lines", "explain", "batch_size", "indices"]
         randomization.check_options(options, besides=known)
         self.scheme, self.targets, self.explain, self.lines = scheme, targets, explain, lines
-        draws = randomization.Redraws(model, scheme=scheme, seed=self.seeds[0], **{"example": images[:1], **options})
+        drawing = partial(randomization.Redraws, model, scheme=scheme, seed=self.seeds[0])
+        draws = drawing(**{"example": images[:1], **options})
+        self.some = images[:SEVERAL]
+        if "example" not in options and _now_used(draws.private, draws.found.unused, self.some):
+            draws = drawing(**{"example": self.some, **options})  # images take different ways
         self.classes = class_count(draws.private, images[:1])
         if targets.max() >= self.classes:
             raise ValueError(f"target {targets.max().item()} is not one of the model's {self.classes} classes.")
@@ -97,6 +110,17 @@ class _Test:
             lines=lines,
             layer=layer,
         )
+
+    def refuse_new_ways(self) -> None:
+        """Raise where a randomised copy uses parameters that the trained model does not, and that stay as trained."""
+        found = self.versions.draws.found
+        drawn = tuple(f"{member}." for stage in found.stages for member in stage.members)
+        unused = [name for name in found.unused if not f"{name}.".startswith(drawn)]
+        if late := _now_used(self.versions.at(len(self.versions) - 1), unused, self.some):
+            raise ValueError(
+                f"{', '.join(map(repr, late))} do not run in the trained model, and so are in no stage, but in a "
+                "randomised copy they do: name stages that hold them, or modules around them, with stages=[...]."
+            )
 
     def explained(self) -> list[Tensor]:
         """The classes of which the maps of each version are."""
@@ -121,6 +145,7 @@ class _Test:
         return Comparison(method, label, seed, self.pictures, self.metrics, sides, self.lines, versions, run.tick)
 
 
+@random_state_kept()
 def parameter_randomization(
     model: nn.Module,
     images: Tensor,
@@ -201,6 +226,8 @@ def parameter_randomization(
                 run.add(Comparison(method, label, number, pictures, test.metrics, [own, other]), other)
         for seed in test.seeds:
             test.versions.begin(seed)
+            if seed == test.seeds[0]:
+                test.refuse_new_ways()
             classes = test.explained()
             for label in test.methods:
                 run.bar.set_postfix_str(f"seed {seed}, {label}")
@@ -210,6 +237,7 @@ def parameter_randomization(
     return run.frame()
 
 
+@random_state_kept()
 def preflight(
     model: nn.Module,
     images: Tensor,
@@ -257,6 +285,7 @@ def preflight(
     return Preflight(test.plan, trials)
 
 
+@random_state_kept()
 def data_randomization(
     true_models: Sequence[nn.Module],
     random_models: Sequence[nn.Module],

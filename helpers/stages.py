@@ -1,8 +1,10 @@
 """The stages of a model: which of its pieces are randomised together, from the output to the input."""
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .dataflow import Flow
@@ -32,6 +34,7 @@ class Plan(NamedTuple):
     kept : parameters and statistics of the stages that stay as trained: by an option, or because they are all zero
         or have their initial value already.
     batch_norm : what happens to the statistics of randomised norms: the treatment that `"auto"` chose.
+    shared : parameters of a stage that a stage nearer to the output holds too, with which they are randomised.
     """
 
     stages: list[Stage]
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
     fallback: list[str] = []
     kept: list[str] = []
     batch_norm: str = "reset"
+    shared: list[str] = []
 
 
 # ---------------------------------------------------------------- norms
@@ -172,9 +176,10 @@ def planned(
         while id(tensor) in place and name:
             first[name] = min(place[id(tensor)], first.get(name, place[id(tensor)]))
             name = name.rpartition(".")[0]
+    shared: list[str] = []
     if stages is None or stages == "layers":
         names = _Opening(model, first, flow).opened() if stages is None else [n for n in _layers(model) if n in first]
-        found = _join_norms(model, sorted(names, key=lambda name: first[name]))[::-1]
+        found, shared = _apart(model, _join_norms(model, _in_order(model, names, place, first))[::-1])
     elif isinstance(stages, str) or not all(isinstance(name, str) for name in stages):
         raise ValueError(f"stages must be None, 'layers' or a list of module names, got {stages!r}.")
     else:
@@ -187,20 +192,20 @@ def planned(
             if list(stages).count(name) > 1:
                 raise ValueError(f"stage {name!r} is named twice.")
         found = [Stage(name, (name,)) for name in stages]
+        _refuse_shared(model, found)
     if not found:
         raise ValueError("this model runs no parameters: there is nothing to randomise.")
-    _refuse_shared(model, found)
     unused = [name for name, parameter in model.named_parameters() if id(parameter) not in place]
-    return Plan(found, unused, [*_constants(model, place), *constant])
+    return Plan(found, unused, [*_constants(model, place), *constant], shared=shared)
 
 
 def _constants(model: nn.Module, place: dict[int, int]) -> list[str]:
-    """Float buffers that run and are no norm's."""
+    """Buffers that run, can be learned and are no norm's: all but indices."""
     return [
         f"{name}.{key}".lstrip(".")
         for name, module in model.named_modules()
         for key, buffer in module.named_buffers(recurse=False)
-        if id(buffer) in place and buffer.is_floating_point() and not is_norm(module)
+        if id(buffer) in place and buffer.dtype not in (torch.int32, torch.int64) and not is_norm(module)
     ]
 
 
@@ -215,9 +220,47 @@ def running_tensors(model: nn.Module, stage: Stage, order: Iterable[int]) -> dic
             continue
         for name, module in piece.named_modules(prefix=member):
             own = own_tensors(module) if is_norm(module) else dict(module.named_parameters(recurse=False))
-            moves = {key: tensor for key, tensor in own.items() if id(tensor) in known and tensor.is_floating_point()}
-            found |= {f"{name}.{key}": tensor for key, tensor in moves.items()}
+            own.pop("num_batches_tracked", None)  # a count, which weighs nothing in eval mode
+            found |= {f"{name}.{key}": tensor for key, tensor in own.items() if id(tensor) in known}
     return found
+
+
+def _in_order(model: nn.Module, names: list[str], place: dict[int, int], first: dict[str, int]) -> list[str]:
+    """The pieces as they run: by what is theirs alone or, where they share all, by the first call of each."""
+    held = {name: {id(tensor) for tensor in held_by_name(model, name).values()} for name in names}
+    pieces_with = Counter(key for keys in held.values() for key in keys)
+
+    def when(name: str) -> int:
+        own = [place[key] for key in held[name] if key in place and pieces_with[key] == 1]
+        return min(own) if own else place.get(id(find(model, name)), first[name])
+
+    return sorted(names, key=when)
+
+
+def _apart(model: nn.Module, stages: list[Stage]) -> tuple[list[Stage], list[str]]:
+    """The stages, each without what one before it holds; and the names of that."""
+    found: list[Stage] = []
+    shared: list[str] = []
+    taken: set[int] = set()
+    for stage in stages:
+        held = {name: tensor for member in stage.members for name, tensor in held_by_name(model, member).items()}
+        if others := [name for name, tensor in held.items() if id(tensor) in taken]:
+            shared += others
+            stage = Stage(stage.name, tuple(part for name in stage.members for part in _without(model, name, taken)))
+        found += [stage] if stage.members else []
+        taken |= {id(tensor) for tensor in held.values()}
+    return found, shared
+
+
+def _without(model: nn.Module, member: str, taken: set[int]) -> list[str]:
+    """The parts of a member, which hold nothing that is taken: itself if it does not."""
+    held, piece = held_by_name(model, member), find(model, member)
+    if taken.isdisjoint(map(id, held.values())):
+        return [member] if held else []
+    if not isinstance(piece, nn.Module):
+        return []
+    parts = [*piece.named_parameters(recurse=False), *piece.named_children()]
+    return [name for key, _ in parts for name in _without(model, f"{member}.{key}", taken)]
 
 
 def _join_norms(model: nn.Module, running: Iterable[str]) -> list[Stage]:
@@ -244,5 +287,6 @@ def _refuse_shared(model: nn.Module, stages: list[Stage]) -> None:
                 if other != stage.name:
                     raise ValueError(
                         f"stages {other!r} and {stage.name!r} share the weight {name!r}: one cannot be "
-                        "randomised without the other. Name stages that keep them together with stages=[...]."
+                        "randomised without the other. Name one of them, or a module that holds both; without "
+                        "stages=[...] such a weight goes with the first stage that holds it."
                     )

@@ -49,5 +49,6 @@ def test_buffers_are_in_the_order_too():
     model = cnn()
     order = order_of_use(model, images(1))
     assert order.index(id(model[1].running_mean)) < order.index(id(model[4].weight))
-    assert set(order) == {id(t) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-    assert set(order) <= set(order_of_use(model, None))
+    running = {id(t) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    assert set(order) == running | set(map(id, model.modules()))
+    assert running <= set(order_of_use(model, None))

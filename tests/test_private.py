@@ -465,3 +465,69 @@ def test_a_copy_that_uses_what_is_not_its_own_is_refused(network, message):
     for run in (randomization.plan, partial(randomization.Redraws, scheme="cascading", seed=0)):
         with pytest.raises(ValueError, match=message):
             run(network().eval(), example=images(1))
+
+
+SOMEWHERE = torch.rand(4, 1, 1, generator=torch.Generator().manual_seed(2))
+LEARNED = nn.Parameter(SOMEWHERE.clone())
+
+
+class FromAGlobal(Keeps):
+    def get(self):
+        return self.bias * SOMEWHERE
+
+
+class FromAClass(Keeps):
+    factor = SOMEWHERE
+
+    def get(self):
+        return self.bias * self.factor
+
+
+class FromADefault(Keeps):
+    def get(self, factor=SOMEWHERE):
+        return self.bias * factor
+
+
+class FromAnArray(Keeps):
+    def prepare(self):
+        self.array = SOMEWHERE.numpy().copy()
+
+    def get(self):
+        return self.bias * torch.from_numpy(self.array)
+
+
+@pytest.mark.parametrize("network", [FromAGlobal, FromAClass, FromADefault, FromAnArray])
+def test_tensors_that_no_module_holds_are_listed(network):
+    found = randomization.plan(network().eval(), example=images(1))
+    assert found.constant == ["a tensor of shape (4, 1, 1) from elsewhere"]
+
+
+@pytest.mark.parametrize("network", [*CACHES, Everywhere, Mask])
+def test_what_a_pass_makes_is_from_nowhere_else(network):
+    assert not any("elsewhere" in name for name in randomization.plan(network().eval(), example=images(1)).constant)
+
+
+class LearnedElsewhere(Keeps):
+    def get(self, factor=LEARNED):
+        return self.bias * factor
+
+
+def test_parameters_that_no_module_holds_are_refused():
+    with pytest.raises(ValueError, match=r"does not register.*a tensor of shape \(4, 1, 1\)"):
+        randomization.plan(LearnedElsewhere().eval(), example=images(1))
+
+
+class Buffers(Keeps):
+    def prepare(self):
+        self.register_buffer("mask", torch.tensor([True, False, True, True]).view(4, 1, 1))
+        self.register_buffer("wave", torch.ones(4, 1, 1, dtype=torch.complex64))
+        self.register_buffer("codes", torch.tensor([3, -7, 5, 2], dtype=torch.int8).view(4, 1, 1))
+        self.register_buffer("places", torch.tensor([1, 0, 3, 2]))
+
+    def get(self):
+        return (self.bias * self.mask * self.codes.float() * self.wave.real)[self.places]
+
+
+def test_buffers_of_every_type_are_listed_but_indices():
+    found = randomization.plan(Buffers().eval(), example=images(1))
+    assert set(found.constant) == {"mask", "wave", "codes"}

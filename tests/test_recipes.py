@@ -603,3 +603,46 @@ def replaced(build, trained, randomised, stage, x):
     state = {n: randomised.state_dict()[n] if n.startswith(stage) else value for n, value in trained.items()}
     model.load_state_dict(state)
     return model(x)
+
+
+class Waves(nn.Module):
+    """A filter in the frequencies, with complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(3, 12, 7, dtype=torch.complex64) + (1 - 2j))
+
+    def forward(self, x):
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=(12, 12))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("init", ["reset", "truncated_normal", "uniform", "permute"])
+def test_complex_weights_are_drawn_too(init, inside):
+    waves, std = Waves(), 0.1
+    model = nn.Sequential(waves, nn.Flatten(), nn.Linear(432, CLASSES)) if inside else waves
+    old = waves.filter.detach()
+    *_, (_, copy) = cascading(model, seed=0, init=init, std=std, example=images(1) if inside else None)
+    new = (copy[0] if inside else copy).filter.detach()
+    assert new.dtype == old.dtype and not torch.equal(new, old)
+    width = {"truncated_normal": 0.88 * std, "uniform": std}.get(init)
+    for part in (torch.view_as_real(new)[..., 0], torch.view_as_real(new)[..., 1]):
+        assert width is None or part.std().item() == pytest.approx(width, rel=0.1)
+    if init == "permute":
+        assert torch.equal(new.abs().flatten().sort()[0], old.abs().flatten().sort()[0])
+
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        codes = torch.arange(-108, 108, dtype=torch.int8).view(2, 108)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.float() / 100)
+
+
+def test_weights_of_whole_numbers_are_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 108), Rounded())
+    with pytest.raises(ValueError, match="'2.weight' holds weights of type torch.int8"):
+        list(cascading(model, seed=0, example=images(1)))

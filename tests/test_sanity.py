@@ -1,5 +1,6 @@
 """The parameter test against the loop one would write by hand, on networks that are easy to get wrong."""
 
+import random
 from copy import deepcopy
 from functools import partial
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 import torchvision
 from networks import CLASSES, cnn, images, lively, targets
-from saliency_sanity import randomization, saliency, sanity, similarity
+from saliency_sanity import followups, randomization, saliency, sanity, similarity
 from saliency_sanity.book import data, models
 from saliency_sanity.device import local_seed
-from saliency_sanity.inference import evaluating
+from saliency_sanity.inference import evaluating, random_states
 from saliency_sanity.saliency import METHODS
 from saliency_sanity.wrapper import Wrapped
 from scipy import stats
@@ -678,6 +679,45 @@ def test_noise_belongs_to_a_method_and_a_stage(x, y):
     assert not set(seeds["another label"]) & set(seeds["two stages"])
 
 
+# ---------------------------------------------------------------- images that take different ways
+
+
+class Routed(nn.Module):
+    """Experts, of which each image asks one."""
+
+    def __init__(self, push=0.0):
+        super().__init__()
+        with local_seed(0):
+            self.first, self.router = nn.Linear(432, 8), nn.Linear(8, 3)
+            self.experts = nn.ModuleList(nn.Linear(8, CLASSES) for _ in range(3))
+        with torch.no_grad():
+            self.router.bias += torch.tensor([push, 0, 0])
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).relu()
+        choice = self.router(x).argmax(1)
+        return torch.stack([self.experts[int(expert)](one) for one, expert in zip(x, choice)])
+
+
+def test_what_only_other_images_use_is_randomised_too():
+    x = images(12)
+    with torch.no_grad():
+        model = Routed()
+        asked = set(model.router(model.first(x.flatten(1)).relu()).argmax(1).tolist())
+    assert len(asked) > 1
+    found = sanity.preflight(model, x, targets(12), methods=["gradient"], metrics=["pearson"], seeds=[0])
+    assert {name for name in found.plan["stages"] if name.startswith("experts")} == {f"experts.{expert}" for expert in asked}
+
+
+def test_what_only_a_randomised_copy_uses_is_refused():
+    x, y, model = images(12), targets(12), Routed(push=100)
+    options = {"methods": ["gradient"], "metrics": ["pearson"], "seeds": [0], "lines": False}
+    with pytest.raises(ValueError, match=r"'experts\.[12]\.weight'.*name stages"):
+        check(model, x, y, **options)
+    frame = check(model, x, y, stages=["experts", "router", "first"], **options)
+    assert frame.attrs["plan"]["unused"]
+
+
 # ---------------------------------------------------------------- nothing is changed
 
 
@@ -695,7 +735,7 @@ def test_model_images_and_random_state_are_left_as_they_were(error, name, x, y):
         return METHODS["gradient"](model, images, targets)
 
     kept = [deepcopy(m.state_dict()) for m in (model, twin)]
-    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
     attributes = [set(vars(module)) for module in model.modules()]
     try:
         check(model, x, y, methods=[stops], metrics=["pearson"], seeds=[0, 1], twins=[twin])
@@ -708,8 +748,77 @@ def test_model_images_and_random_state_are_left_as_they_were(error, name, x, y):
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in m.modules())
     assert [m.training for m in model.modules()] == modes
     assert [set(vars(module)) for module in model.modules()] == attributes
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(x, images(4, dtype=torch.float64)) and torch.equal(y, targets(4))
+
+
+class Draws(nn.Sequential):
+    """A network that draws random numbers in eval mode, to no effect."""
+
+    def forward(self, x):
+        return super().forward(x) + 0 * (torch.rand(1) + np.random.rand() + random.random())
+
+
+def two(check, model, x, y, **options):
+    return check([model, model], [model, model], x, y, **options)
+
+
+DOORS = {
+    "parameter_randomization": sanity.parameter_randomization,
+    "preflight": sanity.preflight,
+    "data_randomization": partial(two, sanity.data_randomization),
+    "random_logit": followups.random_logit,
+    "complexity_rise": lambda *given, metrics, **options: followups.complexity_rise(*given, **options),
+    "cascading": lambda model, x, y, **options: [*randomization.cascading(model, seed=0, example=x)],
+    "plan": lambda model, x, y, **options: randomization.plan(model, example=x),
+}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+@pytest.mark.parametrize("door", DOORS)
+def test_random_states_are_kept_where_the_model_draws(door, refuses, x, y):
+    def stops(model, images, targets):
+        raise ValueError("no map")
+
+    model = Draws(*small().eval())
+    torch.manual_seed(1)
+    before = random_states()
+    try:
+        DOORS[door](model, x, y, methods=[stops if refuses else "gradient"], metrics=["pearson"])
+    except ValueError as error:
+        assert refuses and "no map" in str(error)
+    assert random_states() == before
+
+
+class Views(nn.Module):
+    """A network that cannot run where its activations have their channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(576, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.first(x).relu().view(len(x), -1))
+
+
+@pytest.mark.parametrize("build, layout", [(Views, None), (small, torch.channels_last)])
+def test_models_that_view_their_activations_keep_the_usual_layout(build, layout, x, y):
+    model = build().double()
+    private = deepcopy(model)
+    assert sanity._lay_out(private, x) == layout
+    wide = [p for p in private.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=layout or torch.contiguous_format) for p in wide)
+    ours = check(model, x, y, methods={"gradient": METHODS["gradient"]}, metrics=["pearson"], seeds=[0], lines=False)
+    theirs = by_hand(model, x, y, {"gradient": METHODS["gradient"]}, ["pearson"], seeds=[0])
+    assert_same_frame(ours, theirs)
+
+
+def test_a_seed_is_drawn_once(x, y, monkeypatch):
+    """What describes the plan is what the first seed begins with."""
+    drawn, calls = randomization.drawn, []
+    monkeypatch.setattr(randomization, "drawn", lambda *given: calls.append(given[3]) or drawn(*given))
+    check(small(), x, y, methods=["input"], metrics=["pearson"], seeds=[0, 1], batch_norm="reset")
+    assert len(calls) == len(set(calls)) == 2 * len(SMALL)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

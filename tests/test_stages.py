@@ -183,9 +183,81 @@ class Tied(nn.Module):
 @scheme
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("by_running", [True, False])
-def test_a_weight_shared_by_two_stages_raises(scheme, bias, by_running):
-    with pytest.raises(ValueError, match="stages 'b' and 'a' share the weight 'a.weight'|share the weight"):
-        scheme(Tied(bias), seed=0, example=images(1) if by_running else None)
+def test_a_shared_weight_is_randomised_with_the_stage_nearest_to_the_output(scheme, bias, by_running):
+    model, x = Tied(bias), images(1) if by_running else None
+    found = plan(model, example=x)
+    assert found.stages == [("c", ("c",)), ("b", ("b",)), *([("a", ("a.bias",))] if bias else [])]
+    assert found.shared == ["a.weight"] and not found.unused
+    copies = dict(scheme(model, seed=0, example=x))
+    assert copies["b"].a.weight is copies["b"].b.weight
+    assert "a.weight" in changed(snapshot(model), copies["b"])
+
+
+@scheme
+def test_named_stages_that_share_a_weight_raise(scheme):
+    with pytest.raises(ValueError, match="stages 'b' and 'a' share the weight 'a.weight'.*Name one of them"):
+        scheme(Tied(True), seed=0, stages=["b", "a"])
+
+
+class InAndOut(nn.Module):
+    """The layer at the end has the weight of the one at the beginning and nothing else; or it is that layer."""
+
+    def __init__(self, same):
+        super().__init__()
+        self.embed, self.hidden = nn.Linear(432, 432, bias=False), nn.Linear(432, 432)
+        self.head = self.embed if same else nn.Linear(432, 432, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.hidden(self.embed(x.flatten(1)).relu()).relu())
+
+
+@pytest.mark.parametrize("stages", [None, "layers"])
+@pytest.mark.parametrize("by_running", [True, False])
+def test_a_layer_that_shares_all_it_has_stands_where_it_is_called(by_running, stages):
+    found = plan(InAndOut(False), example=images(1) if by_running else None, stages=stages)
+    assert names(found) == "head hidden" and found.shared == ["embed.weight"]
+
+
+class Encoded(nn.Module):
+    def __init__(self, positions):
+        super().__init__()
+        self.mix, self.positions = nn.Conv2d(3, 3, 1), positions
+
+    def forward(self, x):
+        return (self.mix(x) + self.positions(x)).relu()
+
+
+class Coat(nn.Module):
+    """Blocks that have one encoding of positions for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Conv2d(3, 3, 3, padding=1)
+        self.blocks = nn.ModuleList(Encoded(self.positions) for _ in range(3))
+        self.head = nn.Linear(432, 5)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.flatten(1))
+
+
+def test_a_module_in_several_blocks_is_randomised_with_the_last_of_them():
+    model = Coat()
+    found = plan(model, example=images(1))
+    assert found.stages == [
+        ("head", ("head",)),
+        ("blocks.2", ("blocks.2",)),
+        ("blocks.1", ("blocks.1.mix",)),
+        ("blocks.0", ("blocks.0.mix",)),
+    ]
+    assert "positions.weight" in found.shared
+    before, copies = snapshot(model), cascading(model, seed=0, example=images(1))
+    moved = [{name.rpartition(".")[0] for name in changed(before, copy)} for _, copy in copies]
+    one = {f"blocks.{number}.positions" for number in range(3)} | {"positions"}
+    assert moved[0] == {"head"} and moved[1] - one == {"head", "blocks.2.mix"} and moved[1] & one
+    assert moved[3] - one == {"head", *(f"blocks.{number}.mix" for number in range(3))}
 
 
 def test_a_weight_shared_within_a_stage_stays_shared():
