@@ -33,6 +33,7 @@ from .inference import predict
 from .planning import Preflight as Preflight
 from .planning import at_one_layer, described, tried
 from .rows import COLUMNS as COLUMNS
+from .rows import check_frame
 from .runs import Run
 from .saliency.passes import at_most, checked, class_count, differentiates
 from .versions import Versions
@@ -67,7 +68,7 @@ class _Test:
     ):
         asked = named(methods, saliency.get, "methods")
         self.metrics = named(metrics, similarity.get, "metrics")
-        if scheme not in randomization.SCHEMES:
+        if scheme not in tuple(randomization.SCHEMES):
             raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(randomization.SCHEMES)}.")
         if explain not in ("targets", "argmax"):
             raise ValueError(f"explain must be 'targets' or 'argmax', got {explain!r}.")
@@ -330,6 +331,7 @@ def table(frame: pd.DataFrame, **chosen) -> np.ndarray:
     ValueError
         No such rows, or more than one for a seed and image: name more columns.
     """
+    check_frame(frame, ["seed", "image", "similarity", *chosen])
     frame = frame[frame.role != "refused"] if "role" in frame else frame
     for column, value in chosen.items():
         frame = frame[frame[column] == value]
@@ -353,6 +355,7 @@ def retained_share(frame: pd.DataFrame, *, floor: str = "other_image", ceiling: 
     retained_share undefined`: the share is NaN where floor and ceiling are within .2 of each other; `undefined`
     counts the maps left out of the mean because their similarity is NaN.
     """
+    check_frame(frame)
     frame = frame[frame.role != "refused"]
     is_curve = frame.role == "curve"
     known = frame.scheme[~is_curve].unique()

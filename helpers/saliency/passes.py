@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from inspect import Parameter, signature
 from numbers import Integral
+from operator import index
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_input, check_model
 from ..device import batches
-from ..inference import buffers_kept, explaining, random_state_kept
+from ..inference import explaining, untouched
 from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
@@ -139,7 +140,7 @@ def explains(
             with at_most(batch_size):
                 return with_room(partial(function, model, images, targets, **options))
         _check_once(model, images, differentiates and options.get(unless or "") is None)
-        with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
+        with at_most(batch_size), checked(), untouched(model):
             return with_room(partial(function, model, images, targets, **options))
 
     own = signature(function)
@@ -158,7 +159,10 @@ def differentiates(method: Callable[..., Tensor]) -> bool:
 
 def places(indices: Sequence[int] | None, images: Tensor) -> list[int]:
     """The images' places in the whole set, from which they draw: `indices`, or 0, 1, ... where there are none."""
-    found = list(range(len(images)) if indices is None else map(int, indices))
+    try:
+        found = list(range(len(images)) if indices is None else map(index, indices))
+    except TypeError:
+        raise ValueError(f"indices must be the images' places in the whole set, ints, got {indices!r}.") from None
     if len(found) != len(images):
         raise ValueError(f"indices must be the places of the {len(images)} images, got {len(found)} of them.")
     return found
