@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .inference import explaining, logits_of, random_states, untouched, weights_unwritten
+from .inference import check_module, explaining, logits_of, random_states, untouched, weights_unwritten
 from .wrapper import Wrapped
 
 TYPES = (torch.float32, torch.float64)
@@ -126,10 +126,7 @@ def _first_not_finite(maps: Tensor) -> int | None:
 
 def check_kind(model: nn.Module) -> None:
     """Raise unless `model` is a plain module of torch, with weights that can be differentiated and replaced."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"the model must be a torch.nn.Module, got {type(model).__name__}: make its call the forward() of one."
-        )
+    check_module(model)
     for name, module in model.named_modules():
         where = f"its part {name!r}" if name else "the model"
         if "_orig_mod" in module._modules:
@@ -138,8 +135,6 @@ def check_kind(model: nn.Module) -> None:
             raise ValueError(
                 f"{where} is compiled, and its steps cannot be seen: pass copy.deepcopy(model), which is not."
             )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{where} is TorchScript, whose steps cannot be seen: pass the module it was made from.")
         if "quantized" in type(module).__module__:
             raise ValueError(
                 f"{where} is quantised ({type(module).__name__}) and has no gradient: pass the floating-point model "

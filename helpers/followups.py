@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .checks import check_input, check_maps, check_model
+from .checks import check_example, check_input, check_maps, check_model
 from .comparing import Comparison, Pictures, Side, fixed
 from .device import generator, seed_of
 from .heatmaps import Refusal, different_places, draws_noise, heat_of, named, refusing, replicates, takes
@@ -152,6 +152,7 @@ def complexity_rise(
     check_input(images, targets)
     check_model(model, images, differentiable=any(map(differentiates, methods.values())))
     randomization.check_options(options, besides=["seeds", "bins", "batch_size", "indices"])
+    check_example(model, options.get("example"))
     whole, frames = different_places(indices, images), []
     draws = randomization.Redraws(model, scheme="cascading", seed=seeds[0], **{"example": images[:1], **options})
     versions = Versions(draws)

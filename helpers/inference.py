@@ -20,6 +20,18 @@ class ModelError(ValueError):
     """What is wrong with a model, said by who has seen it in a pass: nothing is to be added."""
 
 
+def check_module(model: nn.Module) -> None:
+    """Raise unless `model` is a module of Python, whose parts can be reached and put back."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the model must be a torch.nn.Module, got {type(model).__name__}: make its call the forward() of one."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"its part {name!r}" if name else "the model"
+            raise ValueError(f"{where} is TorchScript, whose steps cannot be seen: pass the module it was made from.")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode inside the block; every module's own mode is put back on the way out."""
@@ -150,6 +162,7 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     if not isinstance(images, Tensor) or not images.ndim or not len(images):
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor of one image or more, got {got}.")
+    check_module(model)
     answers = []
     with untouched(model), evaluating(model), weights_unwritten(model):
         for part in batches(len(images), batch_size):

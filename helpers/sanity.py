@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .checks import check_input, check_model
+from .checks import check_example, check_input, check_model
 from .comparing import Comparison, Pictures, Side, fixed
 from .device import batches, seed_of
 from .heatmaps import different_places, named, replicates
@@ -78,6 +78,7 @@ class _Test:
             check_model(network, images, differentiable=any(map(differentiates, asked.values())))
         known = ["seeds", "twins", "lines", "explain", "batch_size", "indices"]
         randomization.check_options(options, besides=known)
+        check_example(model, options.get("example"))
         self.scheme, self.targets, self.explain, self.lines = scheme, targets, explain, lines
         draws = randomization.Redraws(model, scheme=scheme, seed=self.seeds[0], **{"example": images[:1], **options})
         self.classes = class_count(draws.private, images[:1])

@@ -107,7 +107,8 @@ def _unit_ranks(maps: Tensor) -> Tensor:
 def _of_size_1(maps: Tensor) -> Tensor:
     """Each map times a power of two, which rounds nothing, so that no square of its pixels overflows or vanishes."""
     flat = maps.flatten(1).double()
-    return torch.ldexp(flat, -torch.frexp(flat.abs().amax(1, keepdim=True)).exponent)
+    largest = flat.abs().amax(1, keepdim=True)
+    return flat * (torch.frexp(largest).mantissa / largest).nan_to_num(1.0).clamp(max=2.0**1000)
 
 
 _PEARSON = _Sides(lambda maps: _unit(_of_size_1(maps)), _product)
@@ -211,9 +212,13 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
     scikit-image's `feature.hog`: 9 orientations, blocks of 3x3 cells, L2-Hys; Dalal & Triggs (2005). `cell`
     is its side in pixels: 16 where the smaller side is at least 112, else a seventh of it, at least 2.
     """
+    check_maps(maps)
+    return _histograms(maps, cell)
+
+
+def _histograms(maps: Tensor, cell: int | None) -> Tensor:
     if cell is not None and (isinstance(cell, bool) or not isinstance(cell, Integral) or cell < 1):
         raise ValueError(f"cell must be a whole number of pixels, at least 1, or None; got {cell!r}.")
-    check_maps(maps)
     side = min(maps.shape[1:])
     cell = cell or (16 if side >= 112 else max(2, side // 7))
     down, across = maps.shape[1] // cell, maps.shape[2] // cell
@@ -235,7 +240,7 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
 
 
 def _hog_sides(cell: int | None) -> _Sides:
-    return _Sides(lambda maps: _unit(hog_features(maps, cell=cell)), _product)
+    return _Sides(lambda maps: _unit(_histograms(maps, cell)), _product)
 
 
 def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:

@@ -556,6 +556,27 @@ def test_bad_targets_are_refused_at_every_door(door, name):
     assert_refused(lambda: DOORS[door](model, pictures(), build()), model, says)
 
 
+@pytest.mark.parametrize("name", ["a function", "no model", "traced", "a scripted part", "it learns"])
+def test_predict_refuses_what_it_could_not_leave_as_it_was(name):
+    build, says, _ = MODELS[name]
+    model = build()
+    assert_refused(lambda: predict(model, pictures()), model, says)
+
+
+@pytest.mark.parametrize("build", [compiled_in_place, lambda: torch.compile(good(), backend="eager"), quantised])
+@pytest.mark.filterwarnings("ignore")
+def test_predict_asks_models_that_cannot_be_explained(build):
+    model = build()
+    torch.testing.assert_close(predict(model, pictures()), predict(good(), pictures()), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("build", [Noisy(random.random), Noisy(np.random.random)], ids=["python", "numpy"])
+def test_predict_leaves_the_random_states(build):
+    drawn = random_states()
+    predict(Net(build), pictures())
+    assert random_states() == drawn
+
+
 @pytest.mark.parametrize("name", SEEN_BY_PREDICT)
 @pytest.mark.filterwarnings("ignore")
 def test_predict_says_what_is_wrong_with_images(name):
@@ -846,3 +867,31 @@ def test_a_zero_where_the_logit_follows_the_image_is_refused(method, scale, cut)
     with pytest.raises(ValueError, match="no gradient reaches it"):
         METHODS[method](model, scale * x, classes(3))
     assert METHODS[method](model, scale * x[:2], classes()).flatten(1).any(1).all()
+
+
+# ---------------------------------------------------------------- what else is handed in
+
+
+RUNNER = {
+    "seeds twice": ({"seeds": [1, 1]}, "each once"),
+    "no metrics": ({"metrics": None}, "metrics must be names or functions"),
+    "a number of methods": ({"methods": 3}, "methods must be names or functions"),
+    "half a place": ({"indices": [0.5, 1]}, "indices must be the images' places"),
+    "places in words": ({"indices": "ab"}, "indices must be the images' places"),
+    "a list of schemes": ({"scheme": []}, "unknown scheme"),
+    "a word for an example": ({"example": "images"}, "example must be a batch"),
+    "an empty example": ({"example": torch.zeros(0, *SHAPE)}, "example must be a batch"),
+    "another example": ({"example": torch.zeros(2)}, "cannot run on the example"),
+    "a metric that adds up": ({"metrics": [lambda a, b: torch.zeros(1)]}, "must return a tensor of 2 numbers"),
+    "a method without maps": ({"methods": [lambda m, x, y: None]}, "must return maps"),
+    "a method of one map": ({"methods": [lambda m, x, y: x[:1]]}, "must return maps"),
+    "a method of whole numbers": ({"methods": [lambda m, x, y: x.long()]}, "maps of floats"),
+}
+
+
+@pytest.mark.parametrize("name", RUNNER)
+def test_the_runner_says_what_is_wrong_with_its_arguments(name):
+    options, says = RUNNER[name]
+    model, given = good(), {"methods": ["sobel"], "metrics": ["spearman"], "seeds": [0], **options}
+    call = lambda: sanity.parameter_randomization(model, pictures(), classes(), show_progress=False, **given)  # noqa: E731
+    assert_refused(call, model, says)
