@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .inference import explaining, logits_of, random_states, untouched
+from .inference import check_module, explaining, logits_of, random_states, untouched, weights_unwritten
+from .wrapper import Wrapped
 
 TYPES = (torch.float32, torch.float64)
 NO_GRADIENT = (
@@ -20,35 +22,103 @@ NO_GRADIENT = (
 # ---------------------------------------------------------------- images and targets
 
 
-def check_images(images: Tensor) -> None:
-    """Raise unless `images` is a finite float32 or float64 `(N, C, H, W)`, not empty."""
+def check_dense(values: Tensor, what: str) -> None:
+    """Raise unless a tensor has values, not stored sparsely and not of 8 bits, and is not empty."""
+    if values.is_meta or values.layout != torch.strided:
+        found = "are on the device 'meta' and have no values" if values.is_meta else f"are stored as {values.layout}"
+        raise ValueError(f"{what} {found}: pass a dense tensor with values.")
+    if 0 in values.shape:
+        raise ValueError(f"{what} must not be empty, got shape {tuple(values.shape)}.")
+    if values.is_floating_point() and values.element_size() < 2:
+        raise ValueError(f"{what} are {values.dtype}, with which nothing can be computed: pass {what}.float().")
+
+
+def check_float_images(images: Tensor) -> None:
+    """Raise unless `images` is a dense, finite float `(N, C, H, W)`, of any precision, not empty."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(
-            f"images must be a float tensor (N, C, H, W), got {getattr(images, 'dtype', '')} {got}; "
-            "image[None] makes a batch of one."
-        )
-    if images.is_meta or images.layout != torch.strided:
-        what = "are on the device 'meta' and have no values" if images.is_meta else f"are stored as {images.layout}"
-        raise ValueError(f"images {what}: pass a dense tensor with values.")
-    if 0 in images.shape:
-        raise ValueError(f"images must not be empty, got shape {tuple(images.shape)}.")
-    if images.dtype not in TYPES:
-        raise ValueError(f"images are {images.dtype}, whose rounding maps would show: pass images.float().")
+        raise ValueError(f"images must be a float tensor (N, C, H, W), got {_described(images)}.{_to_images(images)}")
+    check_dense(images, "images")
     if not torch.isfinite(images).all():
         raise ValueError("images have NaN or infinite values.")
+
+
+def check_images(images: Tensor) -> None:
+    """Raise unless `images` is a finite float32 or float64 `(N, C, H, W)`, not empty."""
+    check_float_images(images)
+    if images.dtype not in TYPES:
+        raise ValueError(f"images are {images.dtype}, whose rounding maps would show: pass images.float().")
+    if images.shape[1] == images.shape[2] > 4 and images.shape[3] in (1, 3):
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} have their channels last: pass images.permute(0, 3, 1, 2), and a "
+            "model that takes them so."
+        )
+
+
+def _described(values) -> str:
+    if isinstance(values, Tensor):
+        return f"{values.dtype} {tuple(values.shape)}"
+    return type(values).__name__
+
+
+def _to_images(images) -> str:
+    """How to make images of what is none."""
+    if isinstance(images, np.ndarray):
+        return " torch.from_numpy(images) makes a tensor of an array."
+    if isinstance(images, (list, tuple)) and images and all(isinstance(image, Tensor) for image in images):
+        return " torch.stack(images) makes a batch of a list."
+    if hasattr(images, "getdata"):  # of PIL
+        return " torchvision.transforms.functional.to_tensor(image)[None] makes a batch of a picture."
+    if not isinstance(images, Tensor):
+        return ""
+    if not images.is_floating_point() and not images.is_complex():
+        return " Pass images.float(), scaled as when the model was trained: bytes are often divided by 255."
+    return " image[None] makes a batch of one." if images.ndim == 3 else ""
 
 
 def check_input(images: Tensor, targets: Tensor) -> None:
     """Raise unless images are as `check_images` wants them and `targets` an int64 `(N,)`, not negative."""
     check_images(images)
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
-        found = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"targets must be int64 class indices of shape ({len(images)},), got {found}.")
+        raise ValueError(
+            f"targets must be int64 class indices of shape ({len(images)},), got {_described(targets)}."
+            f"{_to_targets(targets, len(images))}"
+        )
     if targets.is_meta:
         raise ValueError("targets are on the device 'meta' and have no values.")
     if (targets < 0).any():
         raise ValueError(f"targets must not be negative, got {targets.min().item()}.")
+
+
+def _to_targets(targets, count: int) -> str:
+    if not isinstance(targets, Tensor):
+        return " torch.as_tensor(targets) makes a tensor of a list or an array."
+    if targets.ndim == 2 and len(targets) == count and targets.shape[1] > 1:
+        return " targets.argmax(1) makes them of one-hot rows."
+    if targets.shape == (count,):
+        return " targets.long() makes them of other numbers."
+    return " One class is explained for each image." if targets.ndim < 2 else " targets.flatten() has one axis."
+
+
+def check_maps(maps: Tensor, name: str = "maps") -> None:
+    """Raise unless `maps` is a finite float `(N, H, W)` of any precision, not empty; what is wrong names the image."""
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        raise ValueError(
+            f"{name} must be a tensor of floats, got {getattr(maps, 'dtype', type(maps))}: "
+            "torch.as_tensor(values).float() makes one."
+        )
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise ValueError(
+            f"{name} must be maps of shape (N, H, W), got {tuple(maps.shape)}; "
+            "saliency.heatmap(maps, signed=...) adds up the channels."
+        )
+    check_dense(maps, name)
+    if (place := _first_not_finite(maps)) is not None:
+        raise ValueError(f"{name} has NaN or infinite pixels in image {place}.")
+
+
+def _first_not_finite(maps: Tensor) -> int | None:
+    bad = ~torch.isfinite(maps).flatten(1).all(1)
+    return int(bad.nonzero()[0]) if bad.any() else None
 
 
 # ---------------------------------------------------------------- models
@@ -56,10 +126,7 @@ def check_input(images: Tensor, targets: Tensor) -> None:
 
 def check_kind(model: nn.Module) -> None:
     """Raise unless `model` is a plain module of torch, with weights that can be differentiated and replaced."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"the model must be a torch.nn.Module, got {type(model).__name__}: make its call the forward() of one."
-        )
+    check_module(model)
     for name, module in model.named_modules():
         where = f"its part {name!r}" if name else "the model"
         if "_orig_mod" in module._modules:
@@ -68,8 +135,6 @@ def check_kind(model: nn.Module) -> None:
             raise ValueError(
                 f"{where} is compiled, and its steps cannot be seen: pass copy.deepcopy(model), which is not."
             )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{where} is TorchScript, whose steps cannot be seen: pass the module it was made from.")
         if "quantized" in type(module).__module__:
             raise ValueError(
                 f"{where} is quantised ({type(module).__name__}) and has no gradient: pass the floating-point model "
@@ -113,7 +178,7 @@ def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True
     """
     check_kind(model)
     check_images(images)
-    with untouched(model), torch.inference_mode(False):
+    with untouched(model), torch.inference_mode(False), weights_unwritten(model):
         pair = _two(images.detach())
         run = partial(_run, model)
         with explaining(model):
@@ -121,7 +186,7 @@ def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True
             first = run(leaf.clone())
             if differentiable:
                 _refuse_cut_graph(run, leaf, first)
-            ends_in = _last_step(first)
+            ends_in = _last_step(first, scaled=isinstance(model, Wrapped))
             # from here on without a graph, so that a model that stores what it computed can be copied
             with torch.no_grad():
                 alone = torch.cat((first.detach(), run(pair[1:].clone())))
@@ -133,8 +198,19 @@ def check_model(model: nn.Module, images: Tensor, *, differentiable: bool = True
 def check_example(model: nn.Module, example: Tensor | None) -> None:
     """What can be said of a model that is to be randomised: `check_model` where the example is a batch of images."""
     check_kind(model)
-    if isinstance(example, Tensor) and example.ndim == 4 and example.is_floating_point():
-        check_model(model, example, differentiable=False)
+    if example is None:
+        return
+    if not isinstance(example, Tensor) or not example.ndim or not len(example):
+        raise ValueError(f"example must be a batch of what the model takes, as a tensor, got {_described(example)}.")
+    if example.ndim == 4 and example.is_floating_point():
+        return check_model(model, example, differentiable=False)
+    with untouched(model), explaining(model), torch.no_grad():
+        try:
+            model(example.clone())
+        except Exception as error:
+            raise ValueError(
+                f"the model cannot run on the example {_described(example)}; look at its shape and type: {error}"
+            ) from error
 
 
 def _two(images: Tensor) -> Tensor:
@@ -176,7 +252,7 @@ def _refuse_noise_and_company(run: Callable[[Tensor], Tensor], pair: Tensor, alo
     logits = run(pair.clone())
     drew = before != random_states()
     gap, spread = (alone - logits).abs().max(), logits.max() - logits.min()
-    together = gap > 1e-2 * spread + _rounding(logits)
+    together = gap > (1e-2 if logits.is_cuda else 1e-4) * spread + _rounding(logits)
     if drew or together:
         # a rare drop does not show in two passes of a model that draws
         others = torch.stack([run(pair.clone()) for _ in range(16 if drew else 1)])
@@ -221,8 +297,10 @@ def _refuse_cut_graph(run: Callable[[Tensor], Tensor], leaf: Tensor, logits: Ten
 
 # ---------------------------------------------------------------- probabilities
 
-_MOVES = frozenset(
-    "Alias AsStrided Clone ReshapeAlias Select Slice Squeeze T ToCopy Transpose Unsqueeze UnsafeView View".split()
+# Steps through which probabilities stay probabilities, or sums of them; and their names in the graph.
+_PASSED_ON = frozenset(
+    "Add Alias AsStrided Cat Clone Expand Flip Gather Index IndexSelect Mean Neg Permute ReshapeAlias Rsub Select "
+    "Slice Split Squeeze Stack Sub Sum T ToCopy Transpose Unbind Unsqueeze UnsafeView View".split()
 )
 _SQUASHES = {
     "Softmax": "a softmax",
@@ -232,19 +310,25 @@ _SQUASHES = {
 }
 
 
-def _last_step(logits: Tensor) -> str:
-    """The name of the last step that computed the logits, "" where there is none."""
-    node = logits.grad_fn
-    while node is not None:
+def _last_step(logits: Tensor, *, scaled: bool) -> str:
+    """By which of `_SQUASHES` all logits came to be, "" if there is another way; where they may be `scaled` since."""
+    waiting, found, seen = [logits.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
         name = node.name().split("Backward")[0]
-        if name not in _MOVES:
-            return name
-        node = next((below for below, _ in node.next_functions if below is not None), None)
-    return ""
+        below = [lower for lower, _ in node.next_functions if lower is not None]
+        if name in _PASSED_ON or (scaled and name in ("Mul", "Div") and len(below) == 1):
+            waiting += below
+        else:
+            found.add(_SQUASHES.get(name, ""))
+    return "" if "" in found or not found else sorted(found)[0]
 
 
 def _refuse_probabilities(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor, ends_in: str) -> None:
-    what = _SQUASHES.get(ends_in) or _probabilities(run, pair, logits)
+    what = ends_in or _probabilities(run, pair, logits)
     if what:
         raise ValueError(
             f"the model ends in {what}: it returns probabilities, whose gradient vanishes where the model is sure. "
@@ -254,22 +338,40 @@ def _refuse_probabilities(run: Callable[[Tensor], Tensor], pair: Tensor, logits:
 
 
 def _probabilities(run: Callable[[Tensor], Tensor], pair: Tensor, logits: Tensor) -> str:
-    """Which probabilities these are by their values, "" if none."""
-    close = 1e-4
-    if logits.shape[1] > 1 and (logits >= -close).all() and ((logits.sum(1) - 1).abs() < close).all():
-        return "a softmax"
-    if logits.shape[1] > 1 and (logits <= close).all() and (logits.logsumexp(1).abs() < close).all():
-        return "a log-softmax"
-    if not ((logits >= 0) & (logits <= 1)).all():
+    """Which probabilities these are by their values, "" if none.
+
+    What is small by chance, or adds up to 1 in one image, does not so in strong images, where probabilities saturate.
+    """
+    if not any(_shares(logits)) and not ((logits >= 0) & (logits <= 1)).all():
         return ""
-    # what is small by chance leaves [0, 1] for strong images; a sigmoid saturates there, and never passes 1
     try:
         extreme = run(torch.cat((pair * 1e4, pair * -1e4)))
     except ValueError:  # it overflows, or takes no such images
-        return ""
-    inside = extreme.min() >= 0 and 1 - close < extreme.max() <= 1
+        extreme = logits
+    adds_up, is_log = _shares(torch.cat((logits, extreme)))
+    if adds_up or is_log:
+        return "a log-softmax" if is_log else "a softmax"
+    close = 1e-4
+    inside = extreme.min() >= 0 and 1 - close < extreme.max() <= 1 and (logits >= 0).all() and (logits <= 1).all()
     moves = extreme.max() - torch.minimum(extreme.min(), logits.min()) > close
     return "a sigmoid" if inside and moves else ""
+
+
+def _shares(logits: Tensor) -> tuple[bool, bool]:
+    """Whether the logits of several images are shares of 1 or of 100, or the logarithms of shares of 1.
+
+    Logits that are the same for all images are neither; how exactly shares must add up depends on how they differ.
+    """
+    moves = (logits.amax(0) - logits.amin(0)).max()
+    rounding = 16 * torch.finfo(logits.dtype).eps
+    if logits.shape[1] == 1 or moves <= rounding * logits.abs().max():
+        return False, False
+    sums, close = logits.sum(1), 1e-3 * moves + rounding * logits.abs().sum(1)
+    adds_up = any(bool(((sums - whole).abs() <= close).all()) for whole in (1, 100))
+    return (
+        adds_up and bool((logits >= -close[:, None]).all()),
+        bool((logits <= rounding).all() and (logits.logsumexp(1).abs() <= close).all()),
+    )
 
 
 # ---------------------------------------------------------------- zero maps

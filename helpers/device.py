@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from numbers import Integral
 from operator import index
 
 import torch
@@ -19,14 +20,18 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
     One of another `device` draws faster there, and other numbers.
     """
-    return torch.Generator(device).manual_seed(_whole(seed))
+    return torch.Generator(device).manual_seed(whole(seed))
 
 
-def _whole(seed: int) -> int:
+def whole(seed: int) -> int:
+    """A seed as an int of Python; raises where it is no whole number of 64 bits."""
     try:
-        return index(seed)
+        number = index(seed)
     except TypeError:
         raise TypeError(f"seed must be an int, got {type(seed).__name__}; pass for example seed=0.") from None
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be an int of 64 bits, got {number}; pass for example seed=0.")
+    return number
 
 
 def seed_of(seed: int, *parts: object) -> int:
@@ -35,7 +40,7 @@ def seed_of(seed: int, *parts: object) -> int:
     Draws that belong to (seed, method, stage, image) and to nothing else do not depend on the order of work.
     """
     # ints of numpy are ints
-    plain = [_whole(seed), *(index(part) if hasattr(part, "__index__") else part for part in parts)]
+    plain = [whole(seed), *(index(part) if hasattr(part, "__index__") else part for part in parts)]
     return int.from_bytes(blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 2
 
 
@@ -55,8 +60,8 @@ def local_seed(seed: int) -> Iterator[None]:
 
 def batches(count: int, size: int) -> Iterator[slice]:
     """Slices that cover `range(count)` in order, each of at most `size`."""
-    if size < 1:
-        raise ValueError(f"the batch size must be at least 1, got {size}.")
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {size!r}: it is a whole number of images.")
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_float_images
+
 
 def grey(images: Tensor) -> Tensor:
     """Mean over the channels of `(N, C, H, W)`, `(N, H, W)`.
@@ -15,10 +17,9 @@ def grey(images: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        Not a float tensor of four axes.
+        Not a finite float tensor of four axes, or empty.
     """
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-        raise ValueError("images must be a float tensor (N, C, H, W).")
+    check_float_images(images)
     return images.detach().mean(1)
 
 
@@ -39,7 +40,7 @@ def canny(images: Tensor, *, sigma: float = 1.0) -> Tensor:
     Raises
     ------
     ValueError
-        Not a float tensor of four axes; `sigma` is negative or no finite number.
+        Not a finite float tensor of four axes, or empty; `sigma` is negative or no finite number.
     """
     if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must not be negative, and it must be a finite number, got {sigma!r}.")

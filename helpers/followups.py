@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .checks import check_input, check_model
+from .checks import check_example, check_input, check_maps, check_model
 from .comparing import Comparison, Pictures, Side, fixed
 from .device import generator, seed_of
 from .heatmaps import Refusal, different_places, draws_noise, heat_of, named, refusing, replicates, takes
@@ -74,8 +75,10 @@ def denoised(method: str | Callable, *, samples: int = 50, sigma: float = 0.15) 
     and knows no `indices` draws over the whole batch. Hedström et al. (2024).
     """
     base = saliency.get(method)
-    if samples < 1 or sigma < 0:
-        raise ValueError(f"samples must be at least 1 and sigma not negative, got {samples} and {sigma}.")
+    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 1:
+        raise ValueError(f"samples must be at least 1 and sigma not negative, got {samples!r} samples.")
+    if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
+        raise ValueError(f"samples must be at least 1 and sigma not negative, got sigma={sigma!r}.")
 
     @explains
     def mean_map(
@@ -111,8 +114,9 @@ def complexity(maps: Tensor, *, bins: int = 100) -> Tensor:
 
     `bins` equal bins from the smallest to the largest pixel of the map. Hedström et al. (2024).
     """
-    if bins < 2:
-        raise ValueError(f"at least two bins are needed, got {bins}.")
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or bins < 2:
+        raise ValueError(f"at least two bins are needed, got {bins!r}.")
+    check_maps(maps)
     flat = maps.flatten(1).double()
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     place = ((flat - low) / (high - low) * bins).nan_to_num(0).long().clamp(max=bins - 1)
@@ -151,6 +155,7 @@ def complexity_rise(
     check_input(images, targets)
     check_model(model, images, differentiable=any(map(differentiates, methods.values())))
     randomization.check_options(options, besides=["seeds", "bins", "batch_size", "indices"])
+    check_example(model, options.get("example"))
     whole, frames = different_places(indices, images), []
     draws = randomization.Redraws(model, scheme="cascading", seed=seeds[0], **{"example": images[:1], **options})
     versions = Versions(draws)
@@ -165,10 +170,10 @@ def complexity_rise(
                         maps = [
                             heat_of(method, m, images, targets, seed_of(seed, label, s), whole) for s, m in networks
                         ]
+                        before, after = (complexity(heat, bins=bins) for heat in maps)
                 except Refusal as refusal:
                     about = {"image": [NOWHERE], "rise": math.nan, "note": str(refusal)}
                 else:
-                    before, after = (complexity(heat, bins=bins) for heat in maps)
                     rise = (after - before) / before.masked_fill(before == 0, torch.nan)
                     about = {"image": whole, "rise": rise.cpu().numpy(), "note": ""}
                 frames.append(pd.DataFrame({"seed": seed, "method": label, **about}))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import saliency
-from .device import generator, seed_of
+from .device import generator, seed_of, whole
 from .saliency.passes import places
 
 Function = Callable[..., Tensor]
@@ -34,6 +34,8 @@ def named(chosen, get: Callable, kind: str) -> dict[str, Function]:
     """Methods or metrics by label, from a mapping or a sequence of keys and callables."""
     if isinstance(chosen, str) or callable(chosen):
         chosen = [chosen]
+    if not isinstance(chosen, Iterable):
+        raise ValueError(f"{kind} must be names or functions, in a list or a dict, got {type(chosen).__name__}.")
     if isinstance(chosen, Mapping):
         named = {label: get(function) for label, function in chosen.items()}
     else:
@@ -66,9 +68,11 @@ def replicates(seeds: int | Iterable[int]) -> list[int]:
     """The seeds; a number n stands for 0, 1, ..., n - 1."""
     if isinstance(seeds, (str, bytes, bool)) or not (isinstance(seeds, Iterable) or hasattr(seeds, "__index__")):
         raise ValueError(f"seeds must be a number of replicates or a list of seeds, got {seeds!r}.")
-    found = list(seeds) if isinstance(seeds, Iterable) else list(range(index(seeds)))
+    found = [whole(seed) for seed in seeds] if isinstance(seeds, Iterable) else list(range(index(seeds)))
     if not found:
         raise ValueError("at least one seed is needed.")
+    if len(set(found)) < len(found):
+        raise ValueError(f"seeds must be replicates, each once, got {found}.")
     return found
 
 
@@ -116,7 +120,7 @@ def heat_of(
             f"{name} needs {', '.join(f'{option}=' for option in missing)}: "
             f"give functools.partial(saliency.{name}, {first}=...) as the method."
         )
-    return saliency.heatmap(method(model, images, targets, **options), signed=True)
+    return saliency.heatmap(saliency.made_by(method, method(model, images, targets, **options), images), signed=True)
 
 
 def _missing(method: Function, given: Iterable[str]) -> list[str]:
@@ -134,8 +138,11 @@ def spectral_noise(maps: Tensor, *, seed: int, indices: Sequence[int] | None = N
     As smooth or as coarse as the maps themselves, and about nothing. A map's phases follow from `seed` and its place
     in the whole set, by `indices`; None counts from 0.
     """
-    whole = range(len(maps)) if indices is None else indices
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or not len(maps) or not maps.is_floating_point():
+        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"maps must be a float tensor (N, H, W), got {got}.")
+    numbers = range(len(maps)) if indices is None else indices
     maps = maps if maps.dtype == torch.float64 else maps.float()  # there is no transform of half precision
-    drawn = [torch.randn(maps.shape[1:], generator=generator(seed_of(seed, place))) for place in whole]
+    drawn = [torch.randn(maps.shape[1:], generator=generator(seed_of(seed, place))) for place in numbers]
     white = torch.fft.rfft2(torch.stack(drawn).to(maps))
     return torch.fft.irfft2(torch.fft.rfft2(maps).abs() * torch.sgn(white), s=maps.shape[-2:])

@@ -6,12 +6,30 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from inspect import signature
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .device import batches
+
+
+class ModelError(ValueError):
+    """What is wrong with a model, said by who has seen it in a pass: nothing is to be added."""
+
+
+def check_module(model: nn.Module) -> None:
+    """Raise unless `model` is a module of Python, whose parts can be reached and put back."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the model must be a torch.nn.Module, got {type(model).__name__}: make its call the forward() of one."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"its part {name!r}" if name else "the model"
+            raise ValueError(f"{where} is TorchScript, whose steps cannot be seen: pass the module it was made from.")
 
 
 @contextmanager
@@ -104,6 +122,33 @@ def untouched(model: nn.Module) -> Iterator[None]:
             held.update(were)
 
 
+class weights_unwritten(TorchFunctionMode):
+    """Inside, what would write into a parameter of `model` raises before it has done so."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        dense = [(name, p) for name, p in model.named_parameters() if p.layout == torch.strided and p.numel()]
+        self.own = {p.untyped_storage().data_ptr(): name for name, p in dense if not p.is_meta}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        sets = name == "__set__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+        writes = sets or name in _WRITES or (name.endswith("_") and not name.endswith("__") and name not in _NO_WRITES)
+        for written in (args[0] if writes and args else None, kwargs.get("out")):
+            if isinstance(written, Tensor) and written.layout == torch.strided and not written.is_meta:
+                if (where := self.own.get(written.untyped_storage().data_ptr())) is not None:
+                    raise ModelError(
+                        f"a pass of the model writes into its parameter {where!r}: explain a model whose forward() "
+                        "leaves its parameters alone in eval mode."
+                    )
+        return func(*args, **kwargs)
+
+
+_WRITES = frozenset(("__setitem__", *(f"__i{name}__" for name in "add sub mul truediv floordiv mod pow".split())))
+_NO_WRITES = frozenset(("requires_grad_", "detach_", "share_memory_", "rename_", "_"))
+
+
 def _fills(value) -> bool:
     return type(value) in (list, deque, dict, OrderedDict, defaultdict, set)
 
@@ -120,8 +165,9 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
     if not isinstance(images, Tensor) or not images.ndim or not len(images):
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor of one image or more, got {got}.")
+    check_module(model)
     answers = []
-    with evaluating(model), buffers_kept(model):
+    with untouched(model), evaluating(model), weights_unwritten(model):
         for part in batches(len(images), batch_size):
             answers.append(logits_of(model, images[part].clone()))
     return torch.cat(answers)
@@ -129,20 +175,28 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> Tenso
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """The model's answer, `(N, classes)`; whatever goes wrong in it comes back as a ValueError that says where."""
-    shape = tuple(images.shape)
+    shape, with_gradient = tuple(images.shape), torch.is_grad_enabled()
     try:
         answer = model(images)
-    except torch.cuda.OutOfMemoryError:
+        switched_off = with_gradient and not torch.is_grad_enabled()
+    except (torch.cuda.OutOfMemoryError, ModelError):
         raise
     except Exception as error:
         where = f"the model cannot run on images of shape {shape}; look at their channels, size and range: {error}"
         raise ValueError(_why_not(model, images) or where) from error
+    finally:
+        torch.set_grad_enabled(with_gradient)
+    if switched_off:
+        raise ValueError(
+            "the model leaves gradients switched off, as torch.set_grad_enabled(False) in forward() does: use a block, "
+            "with torch.no_grad(): ..., for what needs none."
+        )
     _refuse_other_outputs(answer, shape[0])
     return answer
 
 
 def _why_not(model: nn.Module, images: Tensor) -> str:
-    """What would break any model: weights of another type than the images, or somewhere else."""
+    """What is commonly the matter: type and place of the weights, a forward() of more, axes, a batch of one."""
     weights = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
     for what, of in (("type", lambda t: t.dtype), ("device", lambda t: t.device)):
         found = {of(weight) for weight in weights}
@@ -152,14 +206,40 @@ def _why_not(model: nn.Module, images: Tensor) -> str:
                 f"images are on {here} and the model's weights on {there}: bring them to one {what}, "
                 f"images.to({there}) or model.to({here})."
             ).replace("on torch.", "torch.")
+    try:
+        signature(model.forward).bind(images)
+    except TypeError as error:
+        return (
+            f"the model's forward() does not take images alone ({error}): hold what else it takes, "
+            "Wrapped(model, inputs={...}), or pass a module whose forward(images) calls it."
+        )
+    if images.ndim == 4 and images.shape[3] <= 4 < images.shape[1] and _runs(model, images.permute(0, 3, 1, 2)):
+        return (
+            f"images of shape {tuple(images.shape)} have their channels last, and the model wants them first: pass "
+            "images.permute(0, 3, 1, 2)."
+        )
+    if len(images) == 1 and _runs(model, torch.cat((images, images))):
+        return (
+            "the model runs on two images and not on one, so that it treats the images of a batch together, as a batch "
+            "norm in train mode does: explain a model that treats each image by itself."
+        )
     return ""
+
+
+def _runs(model: nn.Module, images: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(images.detach().contiguous())
+    except Exception:
+        return False
+    return True
 
 
 def _refuse_other_outputs(output, count: int) -> None:
     """Raise unless what a model returned is floating-point logits `(count, classes)`, and say how to get them."""
     wanted = f"the model must return logits of shape ({count}, classes), got"
     if not isinstance(output, Tensor):
-        raise ValueError(f"{wanted} {_kind(output)}. Wrap the model: {_way_to_logits(output)}.")
+        raise ValueError(f"{wanted} {_kind(output)}. Wrap the model: {_way_to_logits(output, count)}.")
     shape = tuple(output.shape)
     if output.ndim == 1 and len(output) == count:
         raise ValueError(
@@ -188,26 +268,37 @@ def _refuse_other_outputs(output, count: int) -> None:
 def _kind(output) -> str:
     """What was returned, and under which names it holds tensors."""
     kind = type(output).__name__
-    if names := _names(output):
-        return f"{kind} with {', '.join(map(repr, names))}"
-    return f"{kind} of {len(output)}" if isinstance(output, (tuple, list)) else kind
+    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+        return f"{kind} of {len(output)}"
+    names = _names(output)
+    return f"{kind} with {', '.join(map(repr, names))}" if names else kind
 
 
-def _names(output) -> list[str]:
-    """Keys or attributes that hold tensors, those that look like logits first."""
+def _held(output) -> list[tuple]:
+    """What an answer holds, with keys, attributes or places."""
+    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+        return list(enumerate(output))
     if hasattr(output, "keys"):
-        items = [(key, output[key]) for key in output.keys()]
-    elif hasattr(output, "_fields"):
-        items = [(name, getattr(output, name)) for name in output._fields]
-    else:
-        items = list(getattr(output, "__dict__", {}).items())
-    names = [name for name, value in items if isinstance(name, str) and isinstance(value, Tensor)]
-    return sorted(names, key=lambda name: "logit" not in name)
+        return [(key, output[key]) for key in output.keys() if isinstance(key, str)]
+    if hasattr(output, "_fields"):
+        return [(name, getattr(output, name)) for name in output._fields]
+    return list(getattr(output, "__dict__", {}).items())
 
 
-def _way_to_logits(output) -> str:
-    if names := _names(output):
-        return f"Wrapped(model, output={names[0]!r})"
-    if isinstance(output, (tuple, list)):
-        return "Wrapped(model, output=0), the place of the logits"
-    return "Wrapped(model, output=function), which takes the logits out of it"
+def _names(output, count: int = 0) -> list:
+    """Keys, attributes or places that hold tensors, those that look like logits of so many images first."""
+    found = [(name, value) for name, value in _held(output) if isinstance(value, Tensor)]
+
+    def unlike(item: tuple) -> tuple[bool, bool]:
+        name, value = item
+        return "logit" not in str(name), not (value.ndim == 2 and len(value) == count)
+
+    return [name for name, _ in sorted(found, key=unlike)]
+
+
+def _way_to_logits(output, count: int) -> str:
+    names = _names(output, count)
+    if not names:
+        return "Wrapped(model, output=function), which makes one row of logits an image of it"
+    place = ", the place of the logits" if isinstance(names[0], int) else ""
+    return f"Wrapped(model, output={names[0]!r}){place}"

@@ -1,6 +1,6 @@
 """Does a map point at the object? Scores of maps `(N, H, W)` on masks `(N, H, W)` of where the object is.
 
-A mask is in [0, 1], 1 on the object and 0 off it; a pixel on the object's edge counts in part for each side.
+A mask is bool, or in [0, 1], 1 on the object and 0 off it; a pixel on the object's edge counts in part for each side.
 Undefined scores are NaN: those of a constant map, and of a mask that is all object or has none.
 """
 
@@ -8,6 +8,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from .checks import check_dense, check_maps
 
 
 def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
@@ -21,14 +23,14 @@ def mass_inside(maps: Tensor, masks: Tensor) -> Tensor:
     ValueError
         Negative, NaN or infinite pixels, naming the image; masks outside [0, 1]; shapes or devices that differ.
     """
-    _check(maps, masks)
+    on = _checked(maps, masks).flatten(1)
     negative = (maps < 0).flatten(1).any(1)
     if negative.any():
         raise ValueError(
             f"the map of image {_first(negative)} has negative pixels, which no fraction can count; "
             "take saliency.heatmap(maps, signed=False), or .clamp(min=0)."
         )
-    values, on = maps.detach().double().flatten(1), masks.double().flatten(1)
+    values = maps.detach().double().flatten(1)
     inside = (values * on).sum(1) / values.sum(1)
     return inside.masked_fill(_undefined(maps, masks), math.nan).to(maps.dtype)
 
@@ -44,8 +46,8 @@ def auc(maps: Tensor, masks: Tensor) -> Tensor:
     ValueError
         NaN or infinite pixels, naming the image; masks outside [0, 1]; shapes or devices that differ.
     """
-    _check(maps, masks)
-    values, on = maps.detach().flatten(1).contiguous(), masks.double().flatten(1)
+    on = _checked(maps, masks).flatten(1)
+    values = maps.detach().flatten(1).contiguous()
     ranked, order = values.sort(dim=1)
     off = (1 - on).gather(1, order)
     below = torch.cat((off.new_zeros(len(off), 1), off.cumsum(1)), 1)  # weight off the object among the k smallest
@@ -60,25 +62,22 @@ def _undefined(maps: Tensor, masks: Tensor) -> Tensor:
     return constant | (on.amax(1) == 0) | (on.amin(1) == 1)
 
 
-def _check(maps: Tensor, masks: Tensor) -> None:
-    for name, given in (("maps", maps), ("masks", masks)):
-        if not isinstance(given, Tensor) or not given.is_floating_point():
-            raise ValueError(f"{name} must be a tensor of floats, got {getattr(given, 'dtype', type(given))}.")
-        if given.ndim != 3 or 0 in given.shape:
-            raise ValueError(
-                f"{name} must be of shape (N, H, W), got {tuple(given.shape)}; "
-                "saliency.heatmap(maps, signed=...) adds up the channels of maps."
-            )
+def _checked(maps: Tensor, masks: Tensor) -> Tensor:
+    """The masks in float64; raises where they or the maps do not fit."""
+    check_maps(maps)
+    if not isinstance(masks, Tensor) or masks.is_complex():
+        raise ValueError(f"masks must be a tensor of numbers, got {getattr(masks, 'dtype', type(masks))}.")
     if maps.shape != masks.shape:
-        raise ValueError(f"maps and masks differ in shape: {tuple(maps.shape)} and {tuple(masks.shape)}.")
+        raise ValueError(
+            f"maps and masks differ in shape: {tuple(maps.shape)} and {tuple(masks.shape)}; a mask is (N, H, W)."
+        )
+    check_dense(masks, "masks")
     if maps.device != masks.device:
         raise ValueError(f"maps and masks are on different devices: {maps.device} and {masks.device}.")
-    bad = ~torch.isfinite(maps).flatten(1).all(1)
-    if bad.any():
-        raise ValueError(f"the map of image {_first(bad)} has NaN or infinite pixels.")
     outside = ~((masks >= 0) & (masks <= 1)).flatten(1).all(1)
     if outside.any():
-        raise ValueError(f"the mask of image {_first(outside)} is not in [0, 1].")
+        raise ValueError(f"the mask of image {_first(outside)} is not in [0, 1]: divide bytes by 255.")
+    return masks.double()
 
 
 def _first(which: Tensor) -> int:

@@ -5,6 +5,7 @@ Labels that are names of methods are shown as their titles, `saliency.title`.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 from torch import Tensor
 
+from .rows import check_frame
 from .saliency import title
 
 if TYPE_CHECKING:
@@ -39,8 +41,36 @@ LINES: dict[str, tuple[str, str, Any]] = {
 
 def picture(image: Tensor) -> np.ndarray:
     """An image `(C, H, W)` in [0, 1] as an array that matplotlib shows, `(H, W)` or `(H, W, 3)`."""
-    array = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-    return array[..., 0] if array.shape[2] == 1 else array
+    pixels = _array(image, "an image", "CHW")
+    if len(pixels) not in (1, 3):
+        raise ValueError(f"an image must have 1 or 3 channels to be shown, got {len(pixels)}.")
+    return pixels[0].clip(0, 1) if len(pixels) == 1 else pixels.clip(0, 1).transpose(1, 2, 0)
+
+
+def _array(values: Tensor, what: str, axes: str) -> np.ndarray:
+    """The values as an array that can be drawn; raises where these are not their axes."""
+    if not isinstance(values, Tensor) or values.ndim != len(axes) or 0 in values.shape or values.is_complex():
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{what} must be a tensor ({', '.join(axes)}), got {got}.")
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+
+
+def _several(what: str, given: Mapping) -> None:
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"{what} must be a dictionary, from labels to what is shown, with one entry or more.")
+
+
+def _check_across(across: int) -> None:
+    if isinstance(across, bool) or not isinstance(across, Integral) or across < 1:
+        raise ValueError(f"across must be a whole number of panels, at least 1, got {across!r}.")
+
+
+def _check_scale(clip: float, scale: str = "map") -> None:
+    if scale not in ("map", "row"):
+        raise ValueError(f"scale must be 'map' or 'row', got {scale!r}.")
+    if not 0 <= clip <= 1:
+        raise ValueError(f"clip is a quantile, in [0, 1], got {clip!r}.")
 
 
 def maps(
@@ -60,7 +90,20 @@ def maps(
     signed : orange and purple around white for signed maps, else dark to bright.
     images : `(rows, C, H, W)` in [0, 1] shown in a first column of their own.
     scale, clip : full colour is reached at this quantile of |values|, of each `"map"` or of the whole `"row"`.
+
+    Raises
+    ------
+    ValueError
+        Nothing to show, or what is to be shown has other axes, or another number of columns or images.
     """
+    _several("rows", rows)
+    _check_scale(clip, scale)
+    arrays = [_array(row, f"the maps {label!r}", "NHW") for label, row in rows.items()]
+    for label, row in zip(rows, arrays):
+        if len(row) != len(columns):
+            raise ValueError(f"the row {label!r} has {len(row)} maps for {len(columns)} columns.")
+    if images is not None and len(images) != len(rows):
+        raise ValueError(f"one image a row is needed: {len(rows)} rows and {len(images)} images.")
     extra = 0 if images is None else 1
     wide = len(columns) + extra
     side = min(1.6, 5.0 / wide)
@@ -77,12 +120,12 @@ def maps(
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        for r, (label, row) in enumerate(zip(names, rows.values())):
+        for r, (label, row) in enumerate(zip(names, arrays)):
             axes[r, 0].set_ylabel(label, rotation=0, ha="right", va="center")
             if images is not None:
                 axes[r, 0].imshow(picture(images[r]), cmap="gray", vmin=0, vmax=1)
-            for c, values in enumerate(row.detach().cpu().numpy()):
-                _show(axes[r, c + extra], values, signed, row.cpu().numpy() if scale == "row" else values, clip)
+            for c, values in enumerate(row):
+                _show(axes[r, c + extra], values, signed, row if scale == "row" else values, clip)
         for axis, name in zip(axes[0], [*(["image"] * extra), *columns]):
             axis.set_title(_heading(name, side), fontsize=11)
     plt.close(figure)
@@ -113,9 +156,13 @@ def colours(maps: Tensor, *, signed: bool, clip: float = 0.99, levels: int = 32)
     Raises
     ------
     ValueError
-        NaN or infinite values.
+        NaN or infinite values, or no maps.
     """
-    array = maps.detach().cpu().numpy()
+    _check_scale(clip)
+    if not isinstance(levels, Integral) or levels < 2:
+        raise ValueError(f"levels must be a whole number of colours, at least 2, got {levels!r}.")
+    axes = "N" * (maps.ndim - 2) + "HW" if isinstance(maps, Tensor) else "NHW"
+    array = _array(maps, "maps", axes)
     if not np.isfinite(array).all():
         raise ValueError("the maps hold NaN or infinite values.")
     table = (plt.get_cmap(SIGNED if signed else UNSIGNED, levels)(range(levels))[:, :3] * 255).round().astype(np.uint8)
@@ -134,6 +181,10 @@ def gallery(
     clip: float = 0.99,
 ) -> Figure:
     """Named heatmaps `(H, W)`, each at its own scale, `across` to a line; `image` `(C, H, W)` comes first."""
+    _several("pictures", pictures)
+    _check_across(across)
+    _check_scale(clip)
+    arrays = {name: _array(values, f"the map {name!r}", "HW") for name, values in pictures.items()}
     count = len(pictures) + (image is not None)
     down = -(-count // across)
     with plt.rc_context(STYLE):
@@ -147,8 +198,7 @@ def gallery(
             axis = next(free)
             axis.imshow(picture(image), cmap="gray", vmin=0, vmax=1)
             axis.set_title("image", fontsize=11)
-        for axis, (name, values) in zip(free, pictures.items()):
-            array = values.detach().cpu().numpy()
+        for axis, (name, array) in zip(free, arrays.items()):
             _show(axis, array, signed, array, clip)
             axis.set_title(_heading(name, 5.4 / across), fontsize=11)
     plt.close(figure)
@@ -172,6 +222,9 @@ def curves(frame: pd.DataFrame, metric: str, *, methods: Sequence[str] | None = 
     ValueError
         The frame has no row of the metric, or of one of the methods.
     """
+    check_frame(frame)
+    _check_across(across)
+    methods = [methods] if isinstance(methods, str) else methods
     frame = frame[frame.role != "refused"]
     if metric not in set(frame.metric):
         raise ValueError(f"the frame has no row of metric {metric!r}; it has: {', '.join(frame.metric.unique())}.")
@@ -229,8 +282,11 @@ def dots(groups: Mapping[str, pd.DataFrame], *, xlabel: str, reference: float | 
         group is drawn filled, those before it hollow.
     reference : drawn as a dotted line, for example chance.
     """
+    _several("groups", groups)
     colours = ("tab:orange", "tab:blue", "0.35")
     lines = list(next(iter(groups.values())).columns)[::-1]
+    for values in groups.values():
+        check_frame(values, lines)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 0.33 * len(lines) + 1.3), layout="constrained")
         for at, (label, values) in enumerate(groups.items()):

@@ -31,6 +31,16 @@ class Entry(NamedTuple):
         return self._replace(role="refused", metric="", values=None, note=note)
 
 
+def check_frame(frame: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> None:
+    """Raise unless `frame` is a frame with these columns, as the tests of `sanity` return it."""
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(
+            f"frame must be a tidy frame, as sanity.parameter_randomization returns it, got {type(frame)}."
+        )
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"the frame has no column {', '.join(map(repr, missing))}; it has: {', '.join(frame)}.")
+
+
 def frame_of(entries: Sequence[Entry], places: Sequence[int]) -> pd.DataFrame:
     """The tidy frame of the entries; `places` number the images.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import randomization, saliency, similarity
-from .checks import check_input, check_model
+from .checks import check_example, check_input, check_model
 from .comparing import Comparison, Pictures, Side, fixed
 from .device import batches, seed_of
 from .heatmaps import different_places, named, replicates
@@ -33,6 +33,7 @@ from .inference import predict, random_state_kept
 from .planning import Preflight as Preflight
 from .planning import at_one_layer, described, tried
 from .rows import COLUMNS as COLUMNS
+from .rows import check_frame
 from .runs import Run
 from .saliency.passes import at_most, checked, class_count, differentiates
 from .versions import Versions
@@ -76,7 +77,7 @@ class _Test:
     ):
         asked = named(methods, saliency.get, "methods")
         self.metrics = named(metrics, similarity.get, "metrics")
-        if scheme not in randomization.SCHEMES:
+        if scheme not in tuple(randomization.SCHEMES):
             raise ValueError(f"unknown scheme {scheme!r}; known: {', '.join(randomization.SCHEMES)}.")
         if explain not in ("targets", "argmax"):
             raise ValueError(f"explain must be 'targets' or 'argmax', got {explain!r}.")
@@ -86,6 +87,7 @@ class _Test:
             check_model(network, images, differentiable=any(map(differentiates, asked.values())))
         known = ["seeds", "twins", "lines", "explain", "batch_size", "indices"]
         randomization.check_options(options, besides=known)
+        check_example(model, options.get("example"))
         self.scheme, self.targets, self.explain, self.lines = scheme, targets, explain, lines
         drawing = partial(randomization.Redraws, model, scheme=scheme, seed=self.seeds[0])
         draws = drawing(**{"example": images[:1], **options})
@@ -359,6 +361,7 @@ def table(frame: pd.DataFrame, **chosen) -> np.ndarray:
     ValueError
         No such rows, or more than one for a seed and image: name more columns.
     """
+    check_frame(frame, ["seed", "image", "similarity", *chosen])
     frame = frame[frame.role != "refused"] if "role" in frame else frame
     for column, value in chosen.items():
         frame = frame[frame[column] == value]
@@ -382,6 +385,7 @@ def retained_share(frame: pd.DataFrame, *, floor: str = "other_image", ceiling: 
     retained_share undefined`: the share is NaN where floor and ceiling are within .2 of each other; `undefined`
     counts the maps left out of the mean because their similarity is NaN.
     """
+    check_frame(frame)
     frame = frame[frame.role != "refused"]
     is_curve = frame.role == "curve"
     known = frame.scheme[~is_curve].unique()

@@ -7,7 +7,8 @@ type; the result is float32, or float64 for float64 maps.
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
+from numbers import Integral, Real
 from operator import add
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_maps
 from .device import batches
 
 PIXELS_A_PART = 8 * 224 * 224  # 8 photographs' maps or 512 digits': what is compared at once, to bound the memory
@@ -24,16 +26,7 @@ PIXELS_A_PART = 8 * 224 * 224  # 8 photographs' maps or 512 digits': what is com
 def _checked(*maps: Tensor) -> list[Tensor]:
     """The maps in float32, or in float64 where they are, after the checks that all metrics share."""
     for name, m in zip("ab", maps):
-        if not isinstance(m, Tensor) or not m.is_floating_point():
-            raise ValueError(f"{name} must be a tensor of floats, got {getattr(m, 'dtype', type(m))}.")
-        if m.ndim != 3 or 0 in m.shape:
-            raise ValueError(
-                f"{name} must be maps of shape (N, H, W), got {tuple(m.shape)}; "
-                "saliency.heatmap(maps, signed=...) adds up the channels."
-            )
-        good = torch.isfinite(m).flatten(1).all(1)
-        if not good.all():
-            raise ValueError(f"{name} has NaN or infinite pixels in image {(~good).nonzero()[0].item()}.")
+        check_maps(m, name)
     if len({m.shape for m in maps}) > 1:
         raise ValueError(f"the maps differ in shape: {' and '.join(str(tuple(m.shape)) for m in maps)}.")
     if len({m.device for m in maps}) > 1:
@@ -111,7 +104,14 @@ def _unit_ranks(maps: Tensor) -> Tensor:
     return _unit(ranks(values).double(), mean=(values.shape[1] + 1) / 2)
 
 
-_PEARSON = _Sides(lambda maps: _unit(maps.flatten(1).double()), _product)
+def _of_size_1(maps: Tensor) -> Tensor:
+    """Each map times a power of two, which rounds nothing, so that no square of its pixels overflows or vanishes."""
+    flat = maps.flatten(1).double()
+    largest = flat.abs().amax(1, keepdim=True)
+    return flat * (torch.frexp(largest).mantissa / largest).nan_to_num(1.0).clamp(max=2.0**1000)
+
+
+_PEARSON = _Sides(lambda maps: _unit(_of_size_1(maps)), _product)
 _SPEARMAN = _Sides(_unit_ranks, _product)
 _SPEARMAN_ABS = _Sides(lambda maps: _SPEARMAN.describe(maps.abs()), _product)
 
@@ -156,12 +156,14 @@ def _box(images: Tensor, size: int) -> Tensor:
 
 
 def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int) -> _Sides:
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 3 or not size % 2:
+        raise ValueError(f"win_size must be odd and from 3 to the maps' smaller side, got {size!r}.")
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     unbiased = size**2 / (size**2 - 1)
 
     def describe(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side = min(maps.shape[1:])
-        if not (3 <= size <= side and size % 2):
+        if size > side:
             raise ValueError(f"win_size must be odd and from 3 to the maps' smaller side {side}, got {size}.")
         maps = scaled(maps)
         mean = _box(maps, size)
@@ -210,6 +212,13 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
     scikit-image's `feature.hog`: 9 orientations, blocks of 3x3 cells, L2-Hys; Dalal & Triggs (2005). `cell`
     is its side in pixels: 16 where the smaller side is at least 112, else a seventh of it, at least 2.
     """
+    check_maps(maps)
+    return _histograms(maps, cell)
+
+
+def _histograms(maps: Tensor, cell: int | None) -> Tensor:
+    if cell is not None and (isinstance(cell, bool) or not isinstance(cell, Integral) or cell < 1):
+        raise ValueError(f"cell must be a whole number of pixels, at least 1, or None; got {cell!r}.")
     side = min(maps.shape[1:])
     cell = cell or (16 if side >= 112 else max(2, side // 7))
     down, across = maps.shape[1] // cell, maps.shape[2] // cell
@@ -231,7 +240,7 @@ def hog_features(maps: Tensor, *, cell: int | None = None) -> Tensor:
 
 
 def _hog_sides(cell: int | None) -> _Sides:
-    return _Sides(lambda maps: _unit(hog_features(maps, cell=cell)), _product)
+    return _Sides(lambda maps: _unit(_histograms(maps, cell)), _product)
 
 
 def hog(a: Tensor, b: Tensor, *, cell: int | None = None) -> Tensor:
@@ -246,8 +255,8 @@ def topk_intersection(a: Tensor, b: Tensor, *, k: float = 0.1) -> Tensor:
     value under a random order of the ties, drawn for each map on its own: two maps that are zero almost
     everywhere share about `k` of their largest pixels by chance, even a map with itself. Ghorbani et al. (2017).
     """
-    if not 0 < k <= 1:
-        raise ValueError(f"k is a fraction of the pixels in (0, 1], got {k}.")
+    if isinstance(k, bool) or not isinstance(k, Real) or not 0 < k <= 1:
+        raise ValueError(f"k is a fraction of the pixels in (0, 1], got {k!r}.")
 
     def size(pixels: Tensor) -> int:
         return max(1, round(k * pixels.shape[1]))
@@ -282,7 +291,7 @@ def get(metric: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The metric of that name, or the callable itself; an unknown name raises with the list of the known."""
     if callable(metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}.")
     return METRICS[metric]
 
@@ -297,7 +306,27 @@ _SIDES = {
 }
 
 
-def against(metric: Callable[..., Tensor], reference: Tensor) -> Callable[[Tensor], Tensor]:
-    """`metric(reference, maps)` as a function of the maps; the reference's side is worked out once."""
+def against(metric: str | Callable[..., Tensor], reference: Tensor) -> Callable[[Tensor], Tensor]:
+    """`metric(reference, maps)` as a function of the maps; the reference's side is worked out once.
+
+    Raises
+    ------
+    ValueError
+        The metric is unknown, or gives something else than `(N,)` numbers.
+    """
+    metric = get(metric)
     sides = _SIDES.get(metric)
-    return sides.against(reference) if sides else partial(metric, reference)
+    if sides:
+        return sides.against(reference)
+
+    def compared(maps: Tensor) -> Tensor:
+        values = metric(reference, maps)
+        if not isinstance(values, Tensor) or values.shape != (len(reference),) or values.is_complex():
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"{getattr(metric, '__name__', 'a metric')} must return a tensor of {len(reference)} numbers, one for "
+                f"each pair of maps, got {got}."
+            )
+        return values
+
+    return compared

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .inference import ModelError
+
 
 class Wrapped(nn.Module):
     """A model that answers with logits `(N, classes)`, made of one that does not.
@@ -64,13 +66,14 @@ class Wrapped(nn.Module):
             raise ValueError(f"output must be a place, a key, an attribute or a function, got {output!r}.")
         if region is not None and not (isinstance(region, Tensor) and region.dtype == torch.bool and region.ndim == 2):
             got = f"{region.dtype} {tuple(region.shape)}" if isinstance(region, Tensor) else type(region).__name__
-            raise ValueError(f"region must be a bool tensor (h, w), got {got}.")
+            raise ValueError(f"region must be a bool tensor (h, w), got {got}: mask > 0.5 makes one of numbers.")
         if region is not None and not region.any():
             raise ValueError("region is False everywhere: there is nothing to add up.")
         if reduce not in (None, "sum", "mean"):
             raise ValueError(f"reduce must be 'sum' or 'mean', got {reduce!r}.")
         if drop_softmax and keep_probabilities:
             raise ValueError("choose one of drop_softmax and keep_probabilities: the first leaves no probabilities.")
+        _refuse_opposites(model, drop_softmax, keep_probabilities)
         self.model, self.output, self.training = model, output, model.training
         self.reduce = "sum" if reduce is None and region is not None else reduce
         self.negate = negate if isinstance(negate, bool) else _classes(negate)
@@ -120,7 +123,7 @@ class Wrapped(nn.Module):
         if callable(output):
             return output(answer)
         if isinstance(output, Integral) and isinstance(answer, Tensor):
-            raise ValueError(
+            raise ModelError(
                 f"output={output} is a place in a tuple, and the model returns a tensor: leave output out."
             )
         try:
@@ -132,7 +135,7 @@ class Wrapped(nn.Module):
             held = f"the names {', '.join(map(repr, names))}" if names else f"{type(answer).__name__}"
             if isinstance(answer, (tuple, list)):
                 held = f"{type(answer).__name__} of {len(answer)}"
-            raise ValueError(f"output={output!r} is not in what the model returns: {held}.") from None
+            raise ModelError(f"output={output!r} is not in what the model returns: {held}.") from None
 
     def _without_softmax(self, images: Tensor):
         with _Squashes() as calls:
@@ -151,7 +154,7 @@ class Wrapped(nn.Module):
             if bare.shape == scores.shape and bare.ndim > 1:
                 if torch.allclose(squash(bare.detach()), scores.detach(), rtol=1e-4, atol=1e-5):
                     return bare
-        raise ValueError(
+        raise ModelError(
             "drop_softmax=True finds no call of softmax, log_softmax or sigmoid whose result the scores are: leave it "
             "out if they are logits, or choose the logits with output=."
         )
@@ -159,7 +162,7 @@ class Wrapped(nn.Module):
     def _reduced(self, scores: Tensor, images: Tensor) -> Tensor:
         scores = scores[:, None] if scores.ndim == 3 else scores
         if scores.ndim != 4:
-            raise ValueError(
+            raise ModelError(
                 f"a region needs scores (N, classes, h, w), got {tuple(scores.shape)}: leave region and reduce out, or "
                 "choose other scores with output=."
             )
@@ -168,7 +171,7 @@ class Wrapped(nn.Module):
         weights, size = self.region.to(scores.dtype), scores.shape[2:]
         if weights.shape != size:
             if weights.shape != images.shape[2:]:
-                raise ValueError(
+                raise ModelError(
                     f"the region {tuple(weights.shape)} has neither the size of the scores, {tuple(size)}, nor that of "
                     f"the images, {tuple(images.shape[2:])}."
                 )
@@ -181,9 +184,19 @@ class Wrapped(nn.Module):
         if not self.negate or scores.ndim != 2:
             return scores
         if max(self.negate) >= scores.shape[1]:
-            raise ValueError(f"negate={max(self.negate)} is not one of the model's {scores.shape[1]} classes.")
+            raise ModelError(f"negate={max(self.negate)} is not one of the model's {scores.shape[1]} classes.")
         signs = [-1.0 if place in self.negate else 1.0 for place in range(scores.shape[1])]
         return scores * torch.tensor(signs, dtype=scores.dtype, device=scores.device)
+
+
+def _refuse_opposites(model: nn.Module, drops: bool, keeps: bool) -> None:
+    while isinstance(model, Wrapped):
+        if (model.drop_softmax and keeps) or (model.keep_probabilities and drops):
+            raise ValueError(
+                "choose one of drop_softmax and keep_probabilities: the model is wrapped with the other already; "
+                "its attribute .model is the one inside."
+            )
+        model = model.model
 
 
 def _classes(negate: int | Sequence[int]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from networks import images, targets
+from PIL import Image
 from saliency_sanity import check_model, followups, randomization, sanity
 from saliency_sanity.device import local_seed
 from saliency_sanity.inference import predict
@@ -134,6 +135,55 @@ class Grown(OrderedDict):
     __getattr__ = OrderedDict.__getitem__
 
 
+class Pupil(Net):
+    """Goes on learning as it answers."""
+
+    def __init__(self, learn):
+        super().__init__()
+        self.learn = learn
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.learn(self.conv.weight)
+        return super().forward(x)
+
+
+class Spoken(Net):
+    """Takes something besides the images."""
+
+    def forward(self, x, words):
+        return super().forward(x) + words
+
+
+class Named(Net):
+    def forward(self, *, pixel_values):
+        return super().forward(pixel_values)
+
+
+def no_gradients_from_now_on(z):
+    torch.set_grad_enabled(False)
+    return z
+
+
+def two_or_more(x):
+    assert len(x) > 1
+    return x
+
+
+class Averaging(Net):
+    """Compares each image with the mean of all that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sum", torch.zeros(3, 6, 6))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.sum += x.detach().sum(0)
+        self.count += len(x)
+        return super().forward(x - self.sum / self.count)
+
+
 class Noisy(nn.Module):
     def __init__(self, draw):
         super().__init__()
@@ -249,6 +299,13 @@ KINDS = {
 OUTPUTS = {
     "a tuple": (lambda z: (z, z), r"logits of shape \([12], classes\), got tuple of 2.*Wrapped\(model, output=0\)"),
     "a list": (lambda z: [z], "logits.*got list of 1.*output=0"),
+    "a loss before the logits": (lambda z: (z.sum(), z), "got tuple of 2.*output=1"),
+    "features before the logits, by name": (
+        lambda z: {"features": z[..., None, None], "scores": z},
+        "got dict with.*output='scores'",
+    ),
+    "boxes": (lambda z: [{"scores": row} for row in z], "got list of [12].*output=function"),
+    "words": (lambda z: ["a cat"] * len(z), "got list of [12].*output=function"),
     "an empty tuple": (lambda z: (), "logits.*got tuple of 0"),
     "a dict": (lambda z: {"aux": z, "logits": z}, "logits.*got dict with 'logits', 'aux'.*output='logits'"),
     "a dict of other things": (lambda z: {"loss": 1.0}, "logits.*got dict.*output=function"),
@@ -301,6 +358,16 @@ RUNS = {
     ),
     "normed over the batch": (lambda: Net(lambda z: (z - z.mean(0)) / 0.1), "when another image is beside it"),
     "largest of the batch": (lambda: Net(body=lambda x: x / x.amax()), "when another image is beside it"),
+    "a contrast of a thousandth": (lambda: Net(lambda z: z - 0.01 * z.mean(0)), "when another image is beside it"),
+    "a mean of all it has seen": (Averaging, "two passes|when another image is beside it"),
+    "two images or more": (lambda: Net(body=two_or_more), "runs on two images and not on one"),
+    "it learns": (lambda: Pupil(lambda w: w.mul_(1.01)), "writes into its parameter 'conv.weight'"),
+    "it learns a row": (lambda: Pupil(lambda w: w[0].add_(1)), "writes into its parameter 'conv.weight'"),
+    "it learns by the back door": (lambda: Pupil(lambda w: w.data.add_(1)), "writes into its parameter 'conv.weight'"),
+    "it learns by an index": (lambda: Pupil(lambda w: w.__setitem__(0, 1.0)), "writes into its parameter"),
+    "further inputs": (Spoken, r"does not take images alone.*'words'.*Wrapped\(model, inputs="),
+    "inputs by name": (Named, "does not take images alone"),
+    "it leaves gradients off": (lambda: Net(no_gradients_from_now_on), "leaves gradients switched off"),
     "softmax over the batch": (lambda: Net(lambda z: 9 * z.softmax(0)), "when another image is beside it"),
     "softmax": (lambda: Net(nn.Softmax(1)), r"ends in a softmax.*drop_softmax=True.*keep_probabilities=True"),
     "saturated softmax": (lambda: Net(lambda z: (1e5 * z).softmax(1)), "ends in a softmax"),
@@ -309,6 +376,25 @@ RUNS = {
     "softmax reshaped": (lambda: Net(lambda z: z.softmax(1)[..., None].flatten(1)), "ends in a softmax"),
     "mean of two softmaxes": (lambda: Net(lambda z: (z.softmax(1) + (2 * z).softmax(1)) / 2), "ends in a softmax"),
     "clamped softmax": (lambda: Net(lambda z: z.softmax(1).clamp(1e-6)), "ends in a softmax"),
+    "percent": (lambda: Net(lambda z: 100 * z.softmax(1)), "ends in a softmax"),
+    "softmaxes of two heads": (lambda: Net(lambda z: torch.cat((z.softmax(1), (2 * z).softmax(1)), 1)), "a softmax"),
+    "softmax of parts": (lambda: Net(middle=nn.Softmax(1), end=lambda z: z.softmax(1)[:, [2, 0]]), "ends in a softmax"),
+    "one of two probabilities": (lambda: Net(lambda z: z.softmax(1)[:, 1:2]), "ends in a softmax"),
+    "difference of probabilities": (lambda: Net(lambda z: z.softmax(1)[:, :2] - z.softmax(1)[:, 1:]), "in a softmax"),
+    "softmax of normed features": (
+        lambda: Net(lambda z: softmax_by_hand(F.layer_norm(z, (CLASSES,)))),
+        "ends in a softmax",
+    ),
+    "sigmoids of two heads": (
+        lambda: Net(lambda z: torch.stack([part.sigmoid() for part in F.normalize(z).unbind(1)], 1)),
+        "ends in a sigmoid",
+    ),
+    "softmax in bfloat16": (lambda: Net(lambda z: z.bfloat16().softmax(1).float()), "ends in a softmax"),
+    "a region of probabilities": (
+        lambda: Wrapped(nn.Sequential(*map_of_logits(), nn.Softmax(1)), region=torch.ones(6, 6) > 0, reduce="mean"),
+        "ends in a softmax.*drop_softmax=True",
+    ),
+    "probabilities with their signs turned": (lambda: Wrapped(Net(nn.Sigmoid()), negate=[0, 2]), "ends in a sigmoid"),
     "log-softmax": (lambda: Net(nn.LogSoftmax(1)), "ends in a log-softmax.*drop_softmax=True"),
     "log-softmax by hand": (lambda: Net(lambda z: z - z.logsumexp(1, keepdim=True)), "ends in a log-softmax"),
     "log of softmax": (lambda: Net(lambda z: z.softmax(1).log()), "ends in a log-softmax"),
@@ -334,12 +420,20 @@ CUT = {
 }
 MODELS = {name: (build, says, [*EXPLAINING, "plan"]) for name, (build, says) in KINDS.items()}
 MODELS |= {name: ((lambda end=end: Net(end)), says, list(DOORS)) for name, (end, says) in OUTPUTS.items()}
-MODELS |= {"a map of logits": (map_of_logits, r"logits.*got \([12], 3, 6, 6\).*region=mask", list(DOORS))}
+MAPS = {"a map of logits": (map_of_logits, r"logits.*got \([12], 3, 6, 6\).*region=mask", list(DOORS))}
+MODELS |= MAPS
 MODELS |= {name: (build, says, EXPLAINING) for name, (build, says) in RUNS.items()}
 MODELS |= {name: (build, says, NO_GRADIENT) for name, (build, says) in CUT.items()}
 
 
-@pytest.mark.parametrize(("door", "name"), [(door, name) for name, (_, _, doors) in MODELS.items() for door in doors])
+def in_turn(tables, doors_of):
+    """(door, name): every door with the first of each table, every other name at one of its doors in turn."""
+    cases = [(door, next(iter(table))) for table in tables for door in doors_of(next(iter(table)))]
+    names = [name for table in tables for name in list(table)[1:]]
+    return cases + [(doors_of(name)[place % len(doors_of(name))], name) for place, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(("door", "name"), in_turn([KINDS, OUTPUTS, RUNS, CUT, MAPS], lambda name: MODELS[name][2]))
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_refused_at_every_door(door, name):
     build, says, _ = MODELS[name]
@@ -381,10 +475,16 @@ BAD_IMAGES = {
     "a vector": (lambda: pictures().flatten(), r"float tensor \(N, C, H, W\)"),
     "a number": (lambda: 0.5, "images must be a float tensor.*got.*float"),
     "nothing": (lambda: None, "images must be a float tensor.*got.*NoneType"),
-    "an array": (lambda: pictures().numpy(), "images must be a float tensor.*got.*ndarray"),
+    "an array": (lambda: pictures().numpy(), "images must be a float tensor.*got.*ndarray.*from_numpy"),
     "a list": (lambda: pictures().tolist(), "images must be a float tensor.*got.*list"),
-    "a list of tensors": (lambda: list(pictures()), "images must be a float tensor.*got.*list"),
-    "bytes": (lambda: pictures().byte(), "images must be a float tensor.*torch.uint8"),
+    "a list of tensors": (lambda: list(pictures()), r"images must be a float tensor.*got.*list.*torch.stack\(images\)"),
+    "a picture": (lambda: Image.new("RGB", (6, 6)), r"images must be a float tensor.*got Image.*to_tensor\(image\)"),
+    "channels last": (lambda: pictures().permute(0, 2, 3, 1), r"channels last.*permute\(0, 3, 1, 2\)"),
+    "channels last, not square": (
+        lambda: pictures().permute(0, 2, 3, 1)[:, :5],
+        r"channels last.*permute\(0, 3, 1, 2\)",
+    ),
+    "bytes": (lambda: pictures().byte(), r"images must be a float tensor.*torch.uint8.*images.float\(\).*255"),
     "integers": (lambda: pictures().long(), "images must be a float tensor.*torch.int64"),
     "booleans": (lambda: pictures() > 0, "images must be a float tensor.*torch.bool"),
     "complex": (lambda: pictures() * 1j, "images must be a float tensor.*torch.complex64"),
@@ -411,12 +511,12 @@ BAD_IMAGES = {
 BAD_TARGETS = {
     "nothing": (lambda: None, r"targets must be int64 class indices of shape \(2,\), got NoneType"),
     "a number": (lambda: 1, r"targets must be int64 class indices of shape \(2,\), got int"),
-    "a list": (lambda: [0, 1], "targets must be int64.*got list"),
+    "a list": (lambda: [0, 1], r"targets must be int64.*got list.*as_tensor\(targets\)"),
     "an array": (lambda: classes().numpy(), "targets must be int64.*got ndarray"),
     "floats": (lambda: classes().float(), "targets must be int64.*got torch.float32"),
-    "int32": (lambda: classes().int(), "targets must be int64.*got torch.int32"),
+    "int32": (lambda: classes().int(), r"targets must be int64.*got torch.int32.*targets.long\(\)"),
     "booleans": (lambda: classes() > 0, "targets must be int64.*got torch.bool"),
-    "one-hot": (lambda: F.one_hot(classes(), CLASSES), r"targets must be int64.*got torch.int64 \(2, 3\)"),
+    "one-hot": (lambda: F.one_hot(classes(), CLASSES), r"targets must be int64.*got torch.int64 \(2, 3\).*argmax"),
     "two axes": (lambda: classes()[:, None], r"shape \(2,\), got torch.int64 \(2, 1\)"),
     "no axis": (lambda: torch.tensor(1), r"shape \(2,\), got torch.int64 \(\)"),
     "too few": (lambda: classes(1), r"shape \(2,\), got torch.int64 \(1,\)"),
@@ -441,8 +541,7 @@ SEEN_BY_PREDICT = {
 }
 
 
-@pytest.mark.parametrize("door", [*EXPLAINING, "check_model"])
-@pytest.mark.parametrize("name", BAD_IMAGES)
+@pytest.mark.parametrize(("door", "name"), in_turn([BAD_IMAGES], lambda name: [*EXPLAINING, "check_model"]))
 def test_bad_images_are_refused_at_every_door(door, name):
     build, says = BAD_IMAGES[name]
     model, x = good().train(), build()
@@ -450,12 +549,32 @@ def test_bad_images_are_refused_at_every_door(door, name):
     assert_refused(lambda: call(model, x, classes(len(x) if isinstance(x, torch.Tensor) else 2)), model, says)
 
 
-@pytest.mark.parametrize("door", EXPLAINING)
-@pytest.mark.parametrize("name", BAD_TARGETS)
+@pytest.mark.parametrize(("door", "name"), in_turn([BAD_TARGETS], lambda name: EXPLAINING))
 def test_bad_targets_are_refused_at_every_door(door, name):
     build, says = BAD_TARGETS[name]
     model = good().train()
     assert_refused(lambda: DOORS[door](model, pictures(), build()), model, says)
+
+
+@pytest.mark.parametrize("name", ["a function", "no model", "traced", "a scripted part", "it learns"])
+def test_predict_refuses_what_it_could_not_leave_as_it_was(name):
+    build, says, _ = MODELS[name]
+    model = build()
+    assert_refused(lambda: predict(model, pictures()), model, says)
+
+
+@pytest.mark.parametrize("build", [compiled_in_place, lambda: torch.compile(good(), backend="eager"), quantised])
+@pytest.mark.filterwarnings("ignore")
+def test_predict_asks_models_that_cannot_be_explained(build):
+    model = build()
+    torch.testing.assert_close(predict(model, pictures()), predict(good(), pictures()), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("build", [Noisy(random.random), Noisy(np.random.random)], ids=["python", "numpy"])
+def test_predict_leaves_the_random_states(build):
+    drawn = random_states()
+    predict(Net(build), pictures())
+    assert random_states() == drawn
 
 
 @pytest.mark.parametrize("name", SEEN_BY_PREDICT)
@@ -560,6 +679,11 @@ GOOD = {
     "many classes": lambda: Net(count=200),
     "a head of zeros": lambda: untrained(good()),
     "a head of zeros and bias 1": lambda: with_bias([1.0, 1.0, 1.0], untrained(good())),
+    "a head of zeros that adds up to 1": lambda: with_bias([0.2, 0.5, 0.3], untrained(good())),
+    "small logits that add up to 1": lambda: Net(lambda z: 1e-5 * z + torch.tensor([0.2, 0.5, 0.3]).to(z)),
+    "logits round 5 that add up to 15": lambda: Net(lambda z: 5 + F.layer_norm(z, (CLASSES,))),
+    "shares of a gate": lambda: Net(lambda z: z * z.softmax(1)),
+    "it learns nothing": lambda: Pupil(lambda w: w + 1),
     "a head of zeros within [0, 1]": lambda: with_bias([0.2, 0.5, 0.7], untrained(good())),
     "one class without a weight": lambda: with_bias([0.5], untrained(Net(count=1))),
     "logits after ReLU": lambda: Net(nn.ReLU()),
@@ -594,9 +718,11 @@ def by_hand(model, x, y):
         return torch.autograd.grad(chosen.sum(), leaf)[0]
 
 
-@pytest.mark.parametrize("name", GOOD)
+CONTEXTS = [torch.enable_grad, torch.no_grad, torch.inference_mode]
+
+
+@pytest.mark.parametrize(("context", "name"), in_turn([GOOD], lambda name: CONTEXTS))
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_good_model_passes_and_is_left_as_it_was(name, context, device):
     model, x = GOOD[name]().to(device), pictures().to(device)
     y = torch.zeros(2, dtype=torch.int64, device=device)
@@ -648,7 +774,7 @@ def test_a_method_checks_once_and_puts_back_what_the_model_counts():
     model, x, y = Counting(), pictures(3), classes(3)
     METHODS["smoothgrad_integrated_gradients"](model, x, y, samples=2, steps=2)
     assert model.passes == model.replaced == 0
-    assert len(model.seen) == 3  # those of the method, one for each image
+    assert model.times == 0 and model.seen == [] and model.kept == {} and model.last is None
     drawing, drawn = Drawing(), random_states()
     METHODS["occlusion"](drawing, x, y, window=3)
     assert random_states() == drawn
@@ -695,10 +821,12 @@ TRUE_ZEROS = {
 }
 
 
-@pytest.mark.parametrize("name", TRUE_ZEROS)
-@pytest.mark.parametrize("method", ["gradient", "input_x_gradient", "smoothgrad", "integrated_gradients"])
-@pytest.mark.parametrize("scale", [1.0, 255.0])
-def test_where_nothing_moves_or_only_in_steps_a_map_is_zero(name, method, scale):
+ZEROS_OF = [(m, s) for m in ("gradient", "input_x_gradient", "integrated_gradients") for s in (1.0, 255.0)]
+
+
+@pytest.mark.parametrize(("door", "name"), in_turn([TRUE_ZEROS], lambda name: ZEROS_OF))
+def test_where_nothing_moves_or_only_in_steps_a_map_is_zero(door, name):
+    method, scale = door
     model = TRUE_ZEROS[name]()
     body = model.body
     model.body = (lambda x: x / scale) if body is None else (lambda x: body(x / scale))
@@ -723,8 +851,9 @@ CUTS = {"detach": lambda z: z.detach(), "data": lambda z: z.data, "no_grad": wit
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 255.0])
-@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "integrated_gradients"])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    ("method", "cut"), in_turn([CUTS], lambda cut: ["gradient", "smoothgrad", "integrated_gradients"])
+)
 def test_a_zero_where_the_logit_follows_the_image_is_refused(method, scale, cut):
     """In one image of three, which the check of the model did not see."""
 
@@ -738,3 +867,31 @@ def test_a_zero_where_the_logit_follows_the_image_is_refused(method, scale, cut)
     with pytest.raises(ValueError, match="no gradient reaches it"):
         METHODS[method](model, scale * x, classes(3))
     assert METHODS[method](model, scale * x[:2], classes()).flatten(1).any(1).all()
+
+
+# ---------------------------------------------------------------- what else is handed in
+
+
+RUNNER = {
+    "seeds twice": ({"seeds": [1, 1]}, "each once"),
+    "no metrics": ({"metrics": None}, "metrics must be names or functions"),
+    "a number of methods": ({"methods": 3}, "methods must be names or functions"),
+    "half a place": ({"indices": [0.5, 1]}, "indices must be the images' places"),
+    "places in words": ({"indices": "ab"}, "indices must be the images' places"),
+    "a list of schemes": ({"scheme": []}, "unknown scheme"),
+    "a word for an example": ({"example": "images"}, "example must be a batch"),
+    "an empty example": ({"example": torch.zeros(0, *SHAPE)}, "example must be a batch"),
+    "another example": ({"example": torch.zeros(2)}, "cannot run on the example"),
+    "a metric that adds up": ({"metrics": [lambda a, b: torch.zeros(1)]}, "must return a tensor of 2 numbers"),
+    "a method without maps": ({"methods": [lambda m, x, y: None]}, "must return maps"),
+    "a method of one map": ({"methods": [lambda m, x, y: x[:1]]}, "must return maps"),
+    "a method of whole numbers": ({"methods": [lambda m, x, y: x.long()]}, "maps of floats"),
+}
+
+
+@pytest.mark.parametrize("name", RUNNER)
+def test_the_runner_says_what_is_wrong_with_its_arguments(name):
+    options, says = RUNNER[name]
+    model, given = good(), {"methods": ["sobel"], "metrics": ["spearman"], "seeds": [0], **options}
+    call = lambda: sanity.parameter_randomization(model, pictures(), classes(), show_progress=False, **given)  # noqa: E731
+    assert_refused(call, model, says)

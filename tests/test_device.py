@@ -57,7 +57,7 @@ def test_batches_cover_the_range_once_and_in_order(count, size):
     assert all(part.stop - part.start == size for part in parts[:-1])
 
 
-@pytest.mark.parametrize("size", [0, -2])
+@pytest.mark.parametrize("size", [0, -2, 2.5, "2", True])
 def test_an_empty_batch_size_raises_at_once(size):
     with pytest.raises(ValueError, match="at least 1"):
         batches(5, size)
@@ -92,3 +92,10 @@ def test_a_seed_is_made_of_names_and_numbers():
     made = [seed_of(*names) for names in parts]
     assert len(set(made)) == len(made) and all(0 <= seed < 2**62 for seed in made)
     assert seed_of(np.int64(0), "a", torch.tensor(1)) == made[0] == 1842041808939661185
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_has_64_bits(seed):
+    for draw in (generator, seed_of):
+        with pytest.raises(ValueError, match="64 bits"):
+            draw(seed)

@@ -68,3 +68,21 @@ def test_a_uniform_image_has_no_edges_and_an_image_is_left_as_it_was(detect):
 def test_what_is_no_float_batch_raises(detect, images):
     with pytest.raises(ValueError, match=r"float tensor \(N, C, H, W\)"):
         detect(images)
+
+
+@pytest.mark.parametrize("detect", [edges.grey, edges.sobel, edges.canny])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:0],
+        lambda x: x[..., :0],
+        lambda x: x[:, :0],
+        lambda x: x / 0,
+        lambda x: x.to("meta"),
+        lambda x: x.to_sparse(),
+        lambda x: x.to(torch.float8_e4m3fn),
+    ],
+)
+def test_what_has_no_values_raises(detect, change):
+    with pytest.raises(ValueError, match="images"):
+        detect(change(torch.ones(1, 3, 8, 8)))

@@ -1,5 +1,7 @@
 """The follow-up tests, each on a case that can be worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_denoising_counts_every_copy_once(linear, images):
     torch.testing.assert_close(maps, saliency.gradient(linear, images, TARGETS))  # the same at every input
 
 
-@pytest.mark.parametrize("options", [{"samples": 0}, {"sigma": -1.0}])
+@pytest.mark.parametrize("options", [{"samples": 0}, {"samples": 2.5}, {"sigma": -1.0}, {"sigma": math.nan}])
 def test_denoising_refuses(options):
     with pytest.raises(ValueError, match="samples must be at least 1"):
         followups.denoised("gradient", **options)
@@ -105,3 +107,25 @@ def test_complexity_rise_of_a_constant_map_is_undefined(linear, images):
         return torch.ones_like(images)
 
     assert followups.complexity_rise(linear, images, TARGETS, methods=[flat], seeds=[0]).rise.isna().all()
+
+
+@pytest.mark.parametrize("maps", [None, torch.ones(3, 4), torch.ones(2, 3, 4) / 0, torch.ones(0, 3, 4)])
+def test_complexity_refuses_what_is_no_map(maps):
+    with pytest.raises(ValueError, match="maps"):
+        followups.complexity(maps)
+    with pytest.raises(ValueError, match="two bins"):
+        followups.complexity(torch.ones(1, 2, 2), bins=2.5)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda x: None, "must return maps"),
+        (lambda x: x[:1], "must return maps"),
+        (lambda x: x.long(), "maps of floats"),
+        (lambda x: x / 0, "NaN or infinite pixels"),
+    ],
+)
+def test_complexity_rise_says_what_a_method_gives_instead_of_maps(linear, images, made, says):
+    with pytest.raises(ValueError, match=says):
+        followups.complexity_rise(linear, images, TARGETS, methods={"own": lambda m, x, y: made(x)}, seeds=[0])

@@ -103,14 +103,21 @@ def test_errors_name_what_is_wrong(score):
         score(maps, masks[:1])
     with pytest.raises(ValueError, match="heatmap"):
         score(maps[:, None], masks[:, None])
-    with pytest.raises(ValueError, match="floats"):
-        score(maps, masks.bool())
+    with pytest.raises(ValueError, match="masks must be a tensor of numbers"):
+        score(maps, masks.numpy())
     with pytest.raises(ValueError, match="mask of image 1"):
         score(maps, torch.stack((masks[0], 255 * masks[1])))
-    with pytest.raises(ValueError, match="image 1 has NaN"):
+    with pytest.raises(ValueError, match="maps has NaN or infinite pixels in image 1"):
         score(torch.stack((maps[0], maps[1] / 0)), masks)
 
 
 def test_a_share_of_negative_values_is_refused():
     with pytest.raises(ValueError, match="image 1 has negative pixels"):
         mass_inside(torch.stack((torch.ones(2, 3), -torch.ones(2, 3))), half(2, 3, 2))
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float16, torch.float64])
+def test_a_mask_may_be_of_any_type(score, dtype):
+    maps, masks = torch.rand(2, 4, 6, generator=generator(6)), half(count=2)
+    assert torch.equal(score(maps, masks.to(dtype)), score(maps, masks))

@@ -121,3 +121,44 @@ def test_dots_are_the_means_of_the_columns_first_on_top():
     assert [text.get_text() for text in axis.get_yticklabels()] == ["b", "a"]
     assert sum(line.get_marker() == "|" for line in axis.lines) == 4
     assert not plt.get_fignums()
+
+
+GOOD_MAPS = torch.rand(2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (lambda: plots.maps({}, [], signed=True), "rows must be a dictionary"),
+        (lambda: plots.maps({"a": GOOD_MAPS}, ["x"], signed=True), "2 maps for 1 columns"),
+        (lambda: plots.maps({"a": GOOD_MAPS.numpy()}, ["x", "y"], signed=True), "got ndarray"),
+        (lambda: plots.maps({"a": GOOD_MAPS[:, None]}, ["x", "y"], signed=True), r"tensor \(N, H, W\), got"),
+        (lambda: plots.maps({"a": GOOD_MAPS}, ["x", "y"], signed=True, scale="all"), "scale must be"),
+        (lambda: plots.maps({"a": GOOD_MAPS}, ["x", "y"], signed=True, clip=2), "clip is a quantile"),
+        (lambda: plots.maps({"a": GOOD_MAPS}, ["x", "y"], signed=True, images=torch.rand(2, 1, 8, 8)), "one image a"),
+        (lambda: plots.picture(torch.rand(8, 8)), r"tensor \(C, H, W\), got \(8, 8\)"),
+        (lambda: plots.picture(torch.rand(2, 8, 8)), "1 or 3 channels"),
+        (lambda: plots.picture(None), "got NoneType"),
+        (lambda: plots.gallery({}, signed=True), "pictures must be a dictionary"),
+        (lambda: plots.gallery({"a": GOOD_MAPS}, signed=True), r"tensor \(H, W\), got \(2, 8, 8\)"),
+        (lambda: plots.gallery({"a": GOOD_MAPS[0]}, signed=True, across=0), "across must be"),
+        (lambda: plots.colours(GOOD_MAPS.numpy(), signed=True), "got ndarray"),
+        (lambda: plots.colours(GOOD_MAPS[:0], signed=True), "got"),
+        (lambda: plots.colours(GOOD_MAPS, signed=True, levels=0), "levels must be"),
+        (lambda: plots.curves(3, "spearman"), "must be a tidy frame"),
+        (lambda: plots.curves(pd.DataFrame({"a": [1]}), "spearman"), "no column 'scheme'"),
+        (lambda: plots.dots({}, xlabel="x"), "groups must be a dictionary"),
+        (lambda: plots.dots({"a": pd.DataFrame({"u": [1]}), "b": pd.DataFrame({"v": [1]})}, xlabel=""), "column 'u'"),
+        (lambda: sanity.table(pd.DataFrame({"seed": [0], "image": [0], "similarity": [0]}), stage=1), "no column 'st"),
+        (lambda: sanity.retained_share(None), "must be a tidy frame"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, says):
+    with pytest.raises(ValueError, match=says):
+        draw()
+
+
+def test_maps_of_any_precision_are_drawn(frame):
+    for maps in (GOOD_MAPS.bfloat16(), GOOD_MAPS.half(), GOOD_MAPS.clone().requires_grad_()):
+        plots.maps({"a": maps}, ["x", "y"], signed=True, scale="row", images=GOOD_MAPS[None, :1].half())
+    assert plots.curves(frame, "spearman", methods="gradient").axes[0].get_title() == "Gradient"

@@ -250,3 +250,50 @@ def test_maps_that_require_gradients_are_compared(name):
     found = similarity.METRICS[name](a.requires_grad_(), b.requires_grad_())
     assert not found.requires_grad
     torch.testing.assert_close(found, similarity.METRICS[name](a.detach(), b.detach()))
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.to("meta"), "no values"),
+        (lambda a: a.to_sparse(), "dense"),
+        (lambda a: a.to(torch.float8_e4m3fn), r"\.float\(\)"),
+    ],
+)
+def test_maps_without_numbers_to_compute_with_are_refused(name, change, message):
+    a = torch.rand(2, 12, 12)
+    for pair in ((change(a), a), (a, change(a))):
+        with pytest.raises(ValueError, match=message):
+            METRICS[name](*pair)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("scale", [2.0**-900, 2.0**900])
+def test_the_size_of_a_map_does_not_count(name, scale):
+    """Where the squares of its pixels would overflow, or vanish."""
+    a, b = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(METRICS[name](a * scale, b), METRICS[name](a, b))
+
+
+@pytest.mark.parametrize("call", ["ssim", "ssim_abs", "hog", "topk_intersection"])
+@pytest.mark.parametrize("value", [-1, True, 2.5, "5"])
+def test_options_are_numbers_that_fit(call, value):
+    option = {"hog": "cell", "topk_intersection": "k"}.get(call, "win_size")
+    with pytest.raises(ValueError, match=f"{option} (must|is)"):
+        METRICS[call](torch.rand(1, 28, 28), torch.rand(1, 28, 28), **{option: value})
+    with pytest.raises(ValueError, match="cell"):
+        similarity.hog(torch.rand(1, 28, 28), torch.rand(1, 28, 28), cell=0)
+
+
+@pytest.mark.parametrize("answer", [None, 0.5, [0.0] * 3, np.zeros(3), torch.zeros(1), torch.zeros(3, 1)])
+def test_a_metric_of_the_users_must_give_a_number_a_map(answer):
+    with pytest.raises(ValueError, match="must return a tensor of 3 numbers"):
+        similarity.against(lambda a, b: answer, torch.rand(3, 4, 4))(torch.rand(3, 4, 4))
+
+
+def test_a_metric_is_fixed_by_its_name():
+    a, b = torch.rand(2, 3, 12, 12)
+    assert torch.equal(similarity.against("spearman", a)(b), similarity.spearman(a, b))
+    with pytest.raises(ValueError, match="unknown metric"):
+        similarity.get(["spearman"])

@@ -429,6 +429,13 @@ def test_options_of_the_wrong_kind_are_refused(options, says):
         Wrapped(Net(), **options)
 
 
+def test_opposite_options_one_in_the_other_are_refused():
+    for inner, outer in (("drop_softmax", "keep_probabilities"), ("keep_probabilities", "drop_softmax")):
+        within = Wrapped(Wrapped(Net(nn.Softmax(1)), **{inner: True}), negate=True)
+        with pytest.raises(ValueError, match="wrapped with the other already"):
+            Wrapped(within, **{outer: True})
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(ValueError, match="must be a torch.nn.Module, got function"):
         Wrapped(lambda x: x)

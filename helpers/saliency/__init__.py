@@ -122,7 +122,7 @@ def get(method: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The method of that name, or the callable itself; an unknown name raises with the list of the known."""
     if callable(method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}.")
     return METHODS[method]
 
@@ -145,10 +145,23 @@ def title(method: str | Callable[..., Tensor]) -> str:
 
 def heatmap(maps: Tensor, *, signed: bool) -> Tensor:
     """Maps `(N, C, H, W)` as one picture each, `(N, H, W)`: the sum over channels, or its absolute value."""
-    if maps.ndim != 4:
-        raise ValueError(f"maps must be (N, C, H, W), got {tuple(maps.shape)}.")
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
+        raise ValueError(f"maps must be (N, C, H, W), got {_shape(maps)}.")
     total = maps.sum(1)
     return total if signed else total.abs()
+
+
+def made_by(method: str | Callable[..., Tensor], maps: Tensor, images: Tensor) -> Tensor:
+    """What a method has returned, if it is maps of these images; raises where it is not."""
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != len(images):
+        raise ValueError(f"{title(method)} must return maps ({len(images)}, C, H, W), got {_shape(maps)}.")
+    if not maps.is_floating_point():
+        raise ValueError(f"{title(method)} must return maps of floats, got {maps.dtype}.")
+    return maps.detach()
+
+
+def _shape(values) -> str:
+    return str(tuple(values.shape)) if isinstance(values, Tensor) else type(values).__name__
 
 
 def explain(
@@ -190,10 +203,7 @@ def explain(
         maps = function(model, images, targets, batch_size=batch_size, **options)
     else:
         maps = _part_by_part(function, model, images, targets, batch_size, options)
-    if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != len(images):
-        got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise ValueError(f"{title(method)} must return maps ({len(images)}, C, H, W), got {got}.")
-    return heatmap(maps.detach(), signed=signed)
+    return heatmap(made_by(method, maps, images), signed=signed)
 
 
 def _part_by_part(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_input, check_model
 from ..device import batches, seed_of
-from ..inference import buffers_kept, explaining, random_state_kept
+from ..inference import explaining, untouched
 from .backward_graph import gradient_or_zeros
 
 VALUES_A_PASS = 8 * 3 * 227 * 227  # 8 photographs or 1577 digits: what one pass may hold in memory
@@ -156,7 +156,7 @@ def explains(
             with at_most(batch_size):
                 return with_room(call)
         _check_once(model, images, differentiates and options.get(unless or "") is None)
-        with at_most(batch_size), checked(), buffers_kept(model), random_state_kept():
+        with at_most(batch_size), checked(), untouched(model):
             return with_room(call)
 
     own = signature(function)
