@@ -135,9 +135,7 @@ NETWORKS: dict[str, Network] = {
     "VGG-11 with batch norm": Network(tv, partial(_narrow, "vgg11_bn", (0, 3, 6)), rectified=True),
     "ResNet-18": Network(tv, partial(_vision, "resnet18"), rectified=True),
     "ResNet with bottlenecks": Network(tv, partial(_resnet, "Bottleneck", 2), rectified=True),
-    "ResNeXt": Network(
-        tv, partial(_resnet, "Bottleneck", groups=32, width_per_group=4), rectified=True
-    ),
+    "ResNeXt": Network(tv, partial(_resnet, "Bottleneck", groups=32, width_per_group=4), rectified=True),
     "Wide ResNet": Network(tv, partial(_resnet, "Bottleneck", width_per_group=128), rectified=True),
     "DenseNet": Network(tv, _densenet, rectified=True),
     "SqueezeNet 1.0": Network(tv, partial(_vision, "squeezenet1_0"), rectified=True),

@@ -71,7 +71,7 @@ def _cell(check: str, row: Row) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """One row a network, one column a check, grouped by library. The names of networks stay in sight when it scrolls."""
+    """One row a network, one column a check, grouped by library. The names stay in sight when it scrolls."""
     checks = METHODS | RANDOMISATION
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in checks.values())
     lines = [

@@ -3,7 +3,6 @@
 Nothing here is imported from the package. Images are `(N, C, H, W)` in float64, the model is in eval mode.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -324,7 +323,6 @@ def lrp(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- class activation maps
-
 
 
 def _outputs(model: nn.Module, images: Tensor, use: Callable) -> Tensor:

@@ -706,7 +706,9 @@ def test_what_only_other_images_use_is_randomised_too():
         asked = set(model.router(model.first(x.flatten(1)).relu()).argmax(1).tolist())
     assert len(asked) > 1
     found = sanity.preflight(model, x, targets(12), methods=["gradient"], metrics=["pearson"], seeds=[0])
-    assert {name for name in found.plan["stages"] if name.startswith("experts")} == {f"experts.{expert}" for expert in asked}
+    assert {name for name in found.plan["stages"] if name.startswith("experts")} == {
+        f"experts.{expert}" for expert in asked
+    }
 
 
 def test_what_only_a_randomised_copy_uses_is_refused():
@@ -756,7 +758,8 @@ class Draws(nn.Sequential):
     """A network that draws random numbers in eval mode, to no effect."""
 
     def forward(self, x):
-        return super().forward(x) + 0 * (torch.rand(1) + np.random.rand() + random.random())
+        drawn = torch.rand(1) + np.random.rand() + random.random()  # noqa: NPY002
+        return super().forward(x) + 0 * drawn
 
 
 def two(check, model, x, y, **options):
