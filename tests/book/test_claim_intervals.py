@@ -51,7 +51,7 @@ def test_objects_of_other_sizes_follow_the_scatter_of_the_mean_over_images():
     wandering = images.mean(1).std()
     errors = [interval.crossed(np.tile(of, (5, 1)), objects, 1.0).error for of in images[:2000]]
     assert wandering < np.sqrt(np.mean(np.square(errors))) < 2 * wandering
-    assert interval.effective(24, objects) == pytest.approx(24**2 / (sizes**2).sum()) < 4
+    assert interval.effective(24, objects) == 24**2 / (sizes**2).sum() < 4
 
 
 def test_identical_numbers_are_judged_by_their_signs():
@@ -70,9 +70,10 @@ def _crossed(values, margin):
 
 @pytest.mark.parametrize(("hits", "units"), [(24, 24), (8, 8), (0, 8), (1, 6), (17, 24), (3, 300)])
 @pytest.mark.parametrize("margin", [0.1, 0.5, 0.8])
-def test_a_rate_is_scipys_binomial(hits, units, margin):
+@pytest.mark.parametrize("kind", ["own", "shared"])
+def test_a_rate_is_scipys_binomial(hits, units, margin, kind):
     exact = stats.binomtest(hits, units, margin, alternative="two-sided").proportion_ci(0.9, method="exact")
-    mean = interval.share(np.full(6, hits / units), (0, 1), units, None, margin)
+    mean = interval.share(np.full(6, hits / units), (0, 1), margin, **{kind: units})
     np.testing.assert_allclose(mean.bounds(LEVEL), (exact.low, exact.high), atol=1e-9)
     if hits / units > margin:
         one_sided = stats.binomtest(hits, units, margin, alternative="greater").pvalue
@@ -85,35 +86,59 @@ def test_a_rate_is_scipys_binomial(hits, units, margin):
 
 def test_a_share_held_against_a_bar_has_the_same_interval():
     shares = np.array([0.8, 0.9, 1, 1, 0.7, 0.9])
-    plain = interval.share(shares, (0, 1), 60, None, 0.5).bounds(LEVEL)
-    above = interval.share(shares - 0.5, (-0.5, 0.5), 60, None, 0.0).bounds(LEVEL)
-    below = interval.share(0.5 - shares, (-0.5, 0.5), 60, None, 0.0).bounds(LEVEL)
+    plain = interval.share(shares, (0, 1), 0.5, own=60).bounds(LEVEL)
+    above = interval.share(shares - 0.5, (-0.5, 0.5), 0.0, own=60).bounds(LEVEL)
+    below = interval.share(0.5 - shares, (-0.5, 0.5), 0.0, own=60).bounds(LEVEL)
     np.testing.assert_allclose(above, np.array(plain) - 0.5)
     np.testing.assert_allclose(below, 0.5 - np.array(plain)[::-1])
 
 
-def test_replicates_that_differ_widen_the_interval_of_a_rate():
-    shares = np.array([0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
-    low, high = interval.share(shares, (0, 1), 1e6, None, 0.5).bounds(LEVEL)
-    t = stats.t.interval(0.9, 5, shares.mean(), stats.sem(shares))
-    assert low == pytest.approx(t[0], abs=0.005) and high == pytest.approx(min(t[1], 1), abs=0.005)
+def test_replicates_that_differ_make_units_count_for_fewer():
+    shares, units = np.array([0.5, 0.9, 0.9, 0.9, 0.9, 0.9]), 6000
+    mean, variance = shares.mean(), shares.var(ddof=1) / 6
+    few = (stats.t.ppf(0.95, units - 1) / stats.t.ppf(0.95, 5)) ** 2
+    for kind, scatter in {"own": variance, "shared": variance + mean * (1 - mean) / units}.items():
+        found = interval.share(shares, (0, 1), 0.5, **{kind: units})
+        n = mean * (1 - mean) / scatter * few
+        assert 6 < n < 20 and found.units == pytest.approx(n)
+        low, high = stats.beta.ppf(0.05, mean * n, n - mean * n + 1), stats.beta.ppf(0.95, mean * n + 1, n - mean * n)
+        np.testing.assert_allclose(found.bounds(LEVEL), (low, high))
+    by_binomial = np.array([0.8, 0.9, 0.8, 0.9, 0.8, 0.9])  # scatter less than chance would have it
+    assert interval.share(by_binomial, (0, 1), 0.5, own=60).units == 60
+
+
+def test_images_that_are_seen_count_for_what_they_scatter():
+    values = (draws(11, 1, 30) + 0.5 * draws(12, 8, 30) < 1).astype(float)
+    joint, p = interval.crossed(values, None, 0.5), values.mean()
+    few = (stats.t.ppf(0.95, 29) / stats.t.ppf(0.95, joint.freedom)) ** 2
+    found = interval.share(values, (0, 1), 0.5)
+    assert found.units == pytest.approx(p * (1 - p) / joint.error**2 * few) and 20 < found.units < 240
+    pairs = np.repeat(np.arange(15), 2)
+    assert interval.share(np.ones((8, 30)), (0, 1), 0.5, objects=pairs).units == 15
+    of_pairs = interval.share(values[:, pairs], (0, 1), 0.5, objects=pairs)
+    assert of_pairs.units < interval.share(values[:, pairs], (0, 1), 0.5).units
 
 
 def test_outcomes_in_pairs_are_two_rates():
     values = np.zeros((6, 10))
-    values[:, :4] = 1
-    values[:, 4] = -1
-    mean = interval.share(values, (-1, 1), 60, None, 0.1)
-    up, down = (stats.binomtest(hits, 60).proportion_ci(0.95, method="exact") for hits in (24, 6))
+    values[:, 0] = 1
+    mean = interval.share(values, (-1, 1), 0.1, own=60)
+    up, down = (stats.binomtest(hits, 60).proportion_ci(0.95, method="exact") for hits in (6, 0))
     np.testing.assert_allclose(mean.bounds(LEVEL), (up.low - down.high, up.high - down.low))
-    shares = interval.share(values.mean(1), (-1, 1), 60, None, 0.1)
+    shares = interval.share(values.mean(1), (-1, 1), 0.1, own=60)
+    low, high = stats.binomtest(33, 60).proportion_ci(0.9, method="exact")  # .1 is .55 of the way from -1 to 1
+    np.testing.assert_allclose(shares.bounds(LEVEL), (2 * low - 1, 2 * high - 1))
     assert shares.bounds(LEVEL)[0] < mean.bounds(LEVEL)[0] < shares.mean
+    values[0] = [1, 1, 1, 1, 1, 1, 0, 0, -1, -1]  # one replicate apart from the others
+    apart = interval.share(values, (-1, 1), 0.1, own=60)
+    assert apart.units < 60 and apart.turned == pytest.approx((11 / 60, 2 / 60))
 
 
 @pytest.mark.parametrize("values", [draws(9, 5, 4), draws(9, 8, 1) + draws(10, 8, 30)])
 def test_p_and_bounds_are_the_same_decision(values):
-    rates = interval.share(np.clip(values.mean(1), -1, 1), (-1, 1), 40, None, 0.1)
-    for mean in (interval.crossed(values, None, 0.1), rates):
+    outcomes = (values > 1.5).astype(float) - (values < -1)
+    rates = [interval.share(of, (-1, 1), 0.1, shared=40) for of in (outcomes, outcomes.mean(1))]
+    for mean in (interval.crossed(values, None, 0.1), *rates):
         for alpha in (0.2, 0.05, 0.001):
             low, high = mean.bounds(alpha)
             assert mean.p_above(low) == pytest.approx(alpha, rel=1e-4)
@@ -165,24 +190,35 @@ def test_level_of_rates(margin, networks, units):
     rates = 1 / (1 + np.exp(-(np.log(margin / (1 - margin)) + networks * rng.normal(size=(EXPERIMENTS, 8)))))
     rates += margin - 1 / (1 + np.exp(-(np.log(margin / (1 - margin)) + networks * draws(0, 100_000)))).mean()
     shares = rng.binomial(units, rates.clip(0, 1)) / units
-    found = passes(shares, margin, lambda of: interval.share(of, (0, 1), 8 * units, None, margin))
+    found = passes(shares, margin, lambda of: interval.share(of, (0, 1), margin, own=8 * units))
     assert found[0] <= 0.055 + SIMULATION_ERROR
-    found = passes(shares - margin + 0.2, 0.2, lambda of: interval.share(of, _ends(margin), 8 * units, None, 0.2))
+    moved, ends = shares - margin + 0.2, (0.2 - margin, 1.2 - margin)
+    found = passes(moved, 0.2, lambda of: interval.share(of, ends, 0.2, own=8 * units))
     assert max(found) <= 0.055 + SIMULATION_ERROR
 
 
-def _ends(margin):
-    return 0.2 - margin, 1.2 - margin
+@pytest.mark.parametrize("margin", [0.5, 0.9])
+@pytest.mark.parametrize("alike", [0.5, 0.9])
+def test_level_of_rates_of_images_that_all_replicates_share(margin, alike):
+    rng = np.random.default_rng(3)
+    easy, own = rng.normal(size=(EXPERIMENTS, 1, 40)), rng.normal(size=(EXPERIMENTS, 8, 40))
+    values = (np.sqrt(alike) * easy + np.sqrt(1 - alike) * own < stats.norm.ppf(margin)).astype(float)
+    found = passes(values.mean(2), margin, lambda of: interval.share(of, (0, 1), margin, shared=40))
+    assert found[0] <= 0.055 + SIMULATION_ERROR
+    seen = passes(values, margin, lambda of: interval.share(of, (0, 1), margin))
+    assert found[0] <= seen[0] <= 0.055 + SIMULATION_ERROR
 
 
 @pytest.mark.parametrize(("up", "down"), [(0.2, 0.0), (0.25, 0.05), (0.6, 0.4)])
-@pytest.mark.parametrize("shared", [True, False])
-def test_level_of_differences_of_rates(up, down, shared):
+@pytest.mark.parametrize("kind", ["own", "shared"])
+def test_level_of_differences_of_rates(up, down, kind):
     """Outcomes -1, 0, 1 of eight networks on 40 images, the same for all or 5 of its own for each."""
-    rng, images = np.random.default_rng(2), 40 if shared else 5
-    drawn = rng.uniform(size=(EXPERIMENTS, 1 if shared else 8, images))
+    rng, images = np.random.default_rng(2), 40 if kind == "shared" else 5
+    drawn = rng.uniform(size=(EXPERIMENTS, 1 if kind == "shared" else 8, images))
     drawn = (drawn + 0.2 * rng.uniform(size=(EXPERIMENTS, 8, images))) % 1  # networks agree on most of them
     values = (drawn < up).astype(float) - (drawn > 1 - down)
-    for judged in (values, values.mean(2)):
-        found = passes(judged, 0.2, lambda of: interval.share(of, (-1, 1), 40, None, 0.2))
+    given = {kind: 40}
+    cases = [(values, {} if kind == "shared" else given), (values, given), (values.mean(2), given)]
+    for judged, units in cases:
+        found = passes(judged, 0.2, lambda of, units=units: interval.share(of, (-1, 1), 0.2, **units))
         assert max(found) <= 0.055 + SIMULATION_ERROR

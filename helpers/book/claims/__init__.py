@@ -7,9 +7,10 @@ experiment is run for good. Each entry begins with a line `- id: ...` and has
 `test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`),
 `expected`: `holds`, `contradicted here` or `undecided`, for the claim or, under `parts`, for each named part of it,
 `design`: `crossed` (every replicate with the same images), `own images` (one number a replicate), or
-`{rate: unit, of: number, between: [low, high]}`, for the claim or for each part: a share of so many units in all
-(without `of` the images of `D[replicate, image]`), or numbers made of shares, with the least and the greatest value
-that they can have (without `between` 0 and 1; -1 and 1 for a difference of two shares), and
+`{rate: unit, of: number, between: [low, high]}`, for the claim or for each part: a share of so many units, each
+replicate with its own, or with `shared: number` the same for all (as without a number the images of
+`D[replicate, image]`); `between` are the least and the greatest value of numbers made of shares, 0 and 1 if it is
+left out, -1 and 1 for a difference of two shares (exacter for outcomes `D[replicate, unit]`), and
 `history`: a list of `date`, `what` and, where it is known, `why`, which begins when the claim was written down.
 
 Claims that were given up stand under `dropped` in the same file.
@@ -31,7 +32,7 @@ from .card import html
 FOLDER = Path(__file__).parent
 MIME = "application/vnd.saliency-sanity.claim+json"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
-LEVEL = 0.05
+LEVEL = interval.LEVEL
 FEWEST_REPLICATES = 5  # also the fewest that can convince by their signs alone: .5 ** 5 < LEVEL
 DESIGNS = {  # the dimensions of the differences, and what they are
     "crossed": (2, "D[replicate, image], the same images for every replicate"),
@@ -187,11 +188,7 @@ def _find(claim: dict, name: str, expected: str, differences, objects, undefined
     outcomes = {outcome for outcome, _ in judged}
     mean, (_, p_value) = max(zip(means, judged, strict=True), key=lambda one: one[1][1])
     scatter = any(not interval.identical(of.reshape(len(of), -1).mean(1), margin) for of in scored)
-    unit, units = "", 0
-    if isinstance(mean, interval.Share):
-        unit, units = rate["rate"], round(mean.units)
-    elif design == "crossed":
-        unit, units = ("images", values.shape[1]) if objects is None else ("objects", len(set(objects)))
+    unit, units = _counted(design, values, objects)
     return Finding(
         name=name,
         outcome=outcomes.pop() if len(outcomes) == 1 else UNDECIDED,
@@ -217,7 +214,7 @@ def _fitting_design(claim: dict, part: str, values: np.ndarray, objects):
         low, high = design.get("between", (0, 1))
         wanted = f"shares of {design['rate']}, or numbers made of them, from {low:g} to {high:g}"
         fits = values.ndim in (1, 2) and not (np.nanmin(values) < low - 1e-9 or np.nanmax(values) > high + 1e-9)
-        if values.ndim == 1 and "of" not in design:
+        if values.ndim == 1 and not {"of", "shared"} & set(design):
             wanted, fits = f"D[replicate, {design['rate']}], since its design does not say of how many they are", False
     else:
         dimensions, wanted = DESIGNS[design]
@@ -238,12 +235,25 @@ def _fitting_design(claim: dict, part: str, values: np.ndarray, objects):
     return design
 
 
+def _counted(design, values: np.ndarray, objects) -> tuple[str, int]:
+    """Over what, and how many of it, the interval reaches beside the replicates."""
+    if design == "own images":
+        return "", 0
+    if isinstance(design, dict) and (units := design.get("of") or design.get("shared")):
+        return design["rate"], units
+    seen = values.shape[1] if objects is None else len(set(objects))
+    if isinstance(design, dict):
+        return design["rate"], seen
+    return "images" if objects is None else "objects", seen
+
+
 def _mean(design, values: np.ndarray, objects, margin: float) -> interval.Mean:
     if design == "own images":
         return interval.over_replicates(values, margin)
     if design == "crossed":
         return interval.crossed(values, objects, margin)
-    return interval.share(values, design.get("between", (0.0, 1.0)), design.get("of"), objects, margin)
+    between, own, shared = design.get("between", (0.0, 1.0)), design.get("of"), design.get("shared")
+    return interval.share(values, between, margin, own=own, shared=shared, objects=objects)
 
 
 def _judge(mean: interval.Mean, test: str, margin: float) -> tuple[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 SAME = 1e-6  # replicates that differ by less than this part of what is judged do not scatter
+LEVEL = 0.05
 SMALLEST_P = 1e-12  # where the search for the p-value of a rate ends
 
 
@@ -71,33 +72,24 @@ class Same:
 
 @dataclass(frozen=True)
 class Share:
-    """A mean of numbers in `between`, of `units` independent units, and its standard error over replicates.
+    """A mean of numbers in `between`, which stand for so many independent units of 0 or 1 at the two ends.
 
-    The mean's place between the two ends is held for a share of the units: exact for 0 and 1, too wide for numbers
-    between the ends. Of outcomes -1, 0 and 1 `turned` holds the shares of 1 and of -1: each then has an exact bound of
-    its own, at half the level. The half-lengths of this interval and of the t interval over replicates are added as
-    squares (Zou & Donner 2008).
+    Exact for 0 and 1, too wide for numbers between the ends. Of outcomes -1, 0 and 1 `turned` holds the shares of 1 and
+    of -1: each then has an exact bound of its own, at half the level.
     """
 
     mean: float
     between: tuple[float, float]
     units: float
-    error: float
-    freedom: float
     turned: tuple[float, float] | None = None
 
-    def _exact(self, alpha: float) -> tuple[float, float]:
+    def bounds(self, alpha: float) -> tuple[float, float]:
         if self.turned:
             up, down = (clopper_pearson(of, self.units, alpha / 2) for of in self.turned)
             return up[0] - down[1], up[1] - down[0]
         start, length = self.between[0], self.between[1] - self.between[0]
         low, high = clopper_pearson((self.mean - start) / length, self.units, alpha)
         return start + length * low, start + length * high
-
-    def bounds(self, alpha: float) -> tuple[float, float]:
-        reach = -special.stdtrit(self.freedom, alpha) * self.error
-        low, high = (float(np.hypot(self.mean - end, reach)) for end in self._exact(alpha))
-        return max(self.mean - low, self.between[0]), min(self.mean + high, self.between[1])
 
     def p_above(self, margin: float) -> float:
         return self._p(lambda alpha: self.bounds(alpha)[0] - margin, self.mean - margin)
@@ -136,21 +128,42 @@ def crossed(values: np.ndarray, objects: Sequence | None, margin: float) -> Stud
     The squares of the standard errors over replicates and over images (or objects) are added, the degrees of freedom
     are Satterthwaite's (1946). The scatter of single cells is in both, so that the interval is rather too wide.
     """
-    a, (b, freedom_b) = _error(values.mean(1), margin), _clustered(values.mean(0), objects, margin)
-    square, freedom_a = a**2 + b**2, len(values) - 1
-    freedom = square**2 / (a**4 / freedom_a + b**4 / freedom_b) if square else freedom_a
+    square, freedom = _square(values, objects, margin)
     return _student(values, np.sqrt(square), freedom)
 
 
 def share(
-    values: np.ndarray, between: tuple[float, float], units: float | None, objects: Sequence | None, margin: float
+    values: np.ndarray,
+    between: tuple[float, float],
+    margin: float,
+    *,
+    own: float | None = None,
+    shared: float | None = None,
+    objects: Sequence | None = None,
 ) -> Share:
-    """A rate, or a difference of rates; without `units` they are the images (or objects) of D[replicate, image]."""
-    units = units or effective(values.shape[1], objects)
-    error = _error(values.reshape(len(values), -1).mean(1), margin)
+    """A rate, or a difference of rates.
+
+    Each replicate has units of its own, `own` in all; or all replicates share the same `shared` units; or, with
+    neither, they share the images (or objects) of D[replicate, image], whose scatter can be seen.
+
+    The units count for as many as would scatter like the mean does (Korn & Graubard 1998), and for fewer again as few
+    replicates tell how much that is. If nothing scatters there is nothing to tell them from independent ones.
+    """
+    mean = float(values.mean())
     outcomes = values.ndim == 2 and tuple(between) == (-1, 1) and set(np.unique(values)) <= {-1.0, 0.0, 1.0}
     turned = (float((values > 0).mean()), float((values < 0).mean())) if outcomes else None
-    return Share(float(values.mean()), (between[0], between[1]), units, error, len(values) - 1, turned)
+    single = sum(turned) - mean**2 if turned else (mean - between[0]) * (between[1] - mean)
+    if own or shared:
+        units = most = own or shared or 0.0
+        square, freedom = _error(values.reshape(len(values), -1).mean(1), margin) ** 2, len(values) - 1.0
+        square += single / units if shared and square else 0.0
+    else:
+        units, most = effective(values.shape[1], objects), float(values.size)
+        square, freedom = _square(values, objects, margin)
+    if square and single > 0:
+        few = special.stdtrit(units - 1, LEVEL) / special.stdtrit(freedom, LEVEL)
+        units = min(most, single / square * few**2)
+    return Share(mean, (between[0], between[1]), units, turned)
 
 
 def identical(values: np.ndarray, margin: float) -> bool:
@@ -162,6 +175,13 @@ def effective(images: int, objects: Sequence | None) -> float:
     """How many images, or objects of equal size, count as much as these."""
     sizes = np.unique(range(images) if objects is None else np.asarray(objects), return_counts=True)[1]
     return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def _square(values: np.ndarray, objects: Sequence | None, margin: float) -> tuple[float, float]:
+    """The squared standard error of the mean of D[replicate, image], and its degrees of freedom."""
+    a, (b, freedom_b) = _error(values.mean(1), margin), _clustered(values.mean(0), objects, margin)
+    square, freedom_a = a**2 + b**2, len(values) - 1.0
+    return square, square**2 / (a**4 / freedom_a + b**4 / freedom_b) if square else freedom_a
 
 
 def _student(values: np.ndarray, error: float, freedom: float) -> Student | Same:
