@@ -6,7 +6,8 @@ experiment is run for good. Each entry begins with a line `- id: ...` and has
 `id`, `title` and `statement` (in our words), `source` (`key` of the bibliography and `where` in it),
 `test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`),
 `expected`: `holds`, `contradicted here` or `undecided`, for the claim or, under `parts`, for each named part of it,
-`design`: `crossed` (every replicate with the same images), `own images` (one number a replicate), or
+`design`: `crossed` (every replicate with the same images), `own images` (one number a replicate, from images of its
+own or from a fixed set that the statement names), or
 `{rate: unit, of: number, between: [low, high]}`, for the claim or for each part: a share of so many units, each
 replicate with its own, or with `shared: number` the same for all (as without a number the images of
 `D[replicate, image]`); `between` are the least and the greatest value of numbers made of shares, 0 and 1 if it is
@@ -36,7 +37,7 @@ LEVEL = interval.LEVEL
 FEWEST_REPLICATES = 5  # also the fewest that can convince by their signs alone: .5 ** 5 < LEVEL
 DESIGNS = {  # the dimensions of the differences, and what they are
     "crossed": (2, "D[replicate, image], the same images for every replicate"),
-    "own images": (1, "D[replicate], since every replicate has images of its own"),
+    "own images": (1, "D[replicate], since every replicate has images, or a number, of its own"),
 }
 
 
