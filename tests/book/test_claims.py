@@ -116,14 +116,20 @@ def test_identical_replicates_have_no_interval_and_only_their_signs_count(files,
     (finding,) = claims.check(claim, value + rounding, replicated="seeds").findings
     assert finding.outcome == "holds" and finding.interval is None and not finding.scatter
     assert finding.p_value == 0.5**6 and finding.p_bound
-    (finding,) = claims.check(claim, 0.4 - value + rounding, replicated="seeds").findings
-    assert finding.outcome == ("holds" if claim == "nothing" else "undecided" if value == 0.3 else "contradicted here")
+    for turned, outcome in ((0.1, "undecided"), (0.0 if value == 0.3 else 0.3, "contradicted here")):
+        (finding,) = claims.check(claim, turned + rounding, replicated="seeds").findings
+        assert finding.outcome == outcome and finding.p_value == 1
 
 
 def test_identical_replicates_with_images_that_differ_keep_an_interval(files):
-    values = np.tile(around(0.3, shape=(20,)), (6, 1))
+    values = np.tile(around(0.3, 0.3, shape=(20,)), (6, 1))
     (finding,) = claims.check("more", values, replicated="seeds").findings
     assert finding.outcome == "holds" and np.ptp(finding.interval) > 0 and not finding.scatter and not finding.p_bound
+
+
+def test_a_p_value_that_its_model_alone_makes_is_a_bound(files):
+    (finding,) = claims.check("more, own", around(0.3, 1e-5, (9,)), replicated="seeds").findings
+    assert finding.scatter and finding.p_bound and finding.p_value == 1e-12
 
 
 def test_all_of_all_is_not_certainty(files):
@@ -283,16 +289,17 @@ def test_the_claims_of_the_book_are_complete():
 def test_the_designs_of_the_book_are_known():
     for _, claim in LIVE:
         design, parts = claim["design"], claim.get("parts", {})
-        by_part = isinstance(design, dict) and set(design) != {"rate"}
+        by_part = isinstance(design, dict) and "rate" not in design
         assert not by_part or set(design) == set(parts), claim["id"]
         for one in design.values() if by_part else [design]:
             if isinstance(one, str):
                 assert one in claims.DESIGNS, claim["id"]
                 continue
-            assert isinstance(one["rate"], str) and set(one) <= {"rate", "of", "between"}, claim["id"]
+            assert isinstance(one["rate"], str) and set(one) <= {"rate", "of", "shared", "between"}, claim["id"]
+            assert not {"of", "shared"} <= set(one), claim["id"]
             low, high = one.get("between", (0, 1))
             margins = [claim["margin"], -claim["margin"]] if claim["test"] == "equivalent" else [claim["margin"]]
-            assert one.get("of", 1) > 0 and all(low <= margin < high for margin in margins), claim["id"]
+            assert all(low <= margin < high for margin in margins), claim["id"]
     assert not any("design" in claim for _, claim in DROPPED)
 
 

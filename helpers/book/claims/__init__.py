@@ -194,7 +194,7 @@ def _find(claim: dict, name: str, expected: str, differences, objects, undefined
         name=name,
         outcome=outcomes.pop() if len(outcomes) == 1 else UNDECIDED,
         expected=expected,
-        p_value=p_value,
+        p_value=max(p_value, interval.SMALLEST_P),
         p_bound=isinstance(mean, interval.Same) or p_value <= interval.SMALLEST_P,
         mean=float(np.nanmean(values)),
         interval=None if isinstance(mean, interval.Same) else mean.bounds(LEVEL),

@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 SAME = 1e-6  # replicates that differ by less than this part of what is judged do not scatter
 LEVEL = 0.05
-SMALLEST_P = 1e-12  # where the search for the p-value of a rate ends
+SMALLEST_P = 1e-12  # below which a p-value says more of its model than of the data
 
 
 class Mean(Protocol):
@@ -60,14 +60,14 @@ class Same:
     replicates: int
 
     def bounds(self, alpha: float) -> tuple[float, float]:
-        enough = 0.5**self.replicates <= alpha
-        return (self.mean, self.mean) if enough else (-np.inf, np.inf)
+        reach = SAME * abs(self.mean) if 0.5**self.replicates <= alpha else np.inf  # at the margin is not beyond it
+        return self.mean - reach, self.mean + reach
 
     def p_above(self, margin: float) -> float:
-        return 0.5**self.replicates if self.mean > margin else 1.0
+        return 0.5**self.replicates if self.mean - SAME * abs(self.mean) > margin else 1.0
 
     def p_below(self, margin: float) -> float:
-        return 0.5**self.replicates if self.mean < margin else 1.0
+        return 0.5**self.replicates if self.mean + SAME * abs(self.mean) < margin else 1.0
 
 
 @dataclass(frozen=True)
