@@ -52,6 +52,8 @@ def test_objects_of_other_sizes_follow_the_scatter_of_the_mean_over_images():
     errors = [interval.crossed(np.tile(of, (5, 1)), objects, 1.0).error for of in images[:2000]]
     assert wandering < np.sqrt(np.mean(np.square(errors))) < 2 * wandering
     assert interval.effective(24, objects) == 24**2 / (sizes**2).sum() < 4
+    alike = interval.crossed(np.tile(images[0], (5, 1)), objects, 1.0)
+    assert alike.freedom == pytest.approx(24**2 / (sizes**2).sum() - 1)
 
 
 def test_identical_numbers_are_judged_by_their_signs():
