@@ -121,11 +121,13 @@ def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
 
 
 def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecard.Chapter]:
-    """The chapters with their claims and cards; with `strict` a claim without a card, or the reverse, is an error."""
+    """The chapters with their claims and cards, undecided findings listed; with `strict` a problem is an error."""
     executed = {chapter: runs[chapter].path if chapter in runs else None for chapter in chapters(root)}
     found = scorecard.read(root, executed)
+    if left := scorecard.undecided(found):
+        print("Findings that stayed undecided:\n  " + "\n  ".join(left))
     if problems := scorecard.problems(found):
-        message = "Claims and cards do not match:\n  " + "\n  ".join(problems)
+        message = "Claims and cards:\n  " + "\n  ".join(problems)
         if strict:
             sys.exit(f"\nThe book was not built. {message}")
         print(message)

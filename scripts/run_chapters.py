@@ -24,6 +24,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal
 from nbformat import NotebookNode
 from rendering import CLAIM
+from scorecard import surprising
 
 SECONDS, MEGABYTES = 60, 1500  # the budget of a chapter
 CELL_TIMEOUT = 900
@@ -179,10 +180,10 @@ def strict() -> bool:
 
 
 def surprises(notebook: NotebookNode) -> list[str]:
-    """The claims whose checks came out other than expected, which a strict run does not let pass."""
+    """The claims whose checks came out as a strict run does not let pass."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     cards = [output.data[CLAIM] for output in outputs if CLAIM in output.get("data", {})]
-    return [card["id"] for card in cards if any(one["outcome"] != one["expected"] for one in card["findings"])]
+    return [card["id"] for card in cards if any(map(surprising, card["findings"]))]
 
 
 def as_run(kept: cache.Kept) -> Run:

@@ -19,6 +19,7 @@ from rendering import CLAIM
 FOLDER = "helpers/book/claims"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
+MOST_UNDECIDED = 0.02  # of all findings, where a decision was expected
 FIRST_PAPER = "adebayo2018sanity"
 
 
@@ -53,8 +54,8 @@ def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
     return found
 
 
-def problems(book: Iterable[Chapter]) -> list[str]:
-    """A line for each claim that was not checked, or checked twice, and for each card without a claim."""
+def problems(book: Sequence[Chapter]) -> list[str]:
+    """A line for each claim not checked, or twice, each card without a claim, and for too many undecided findings."""
     lines = []
     for chapter in book:
         if chapter.cards is None:
@@ -63,7 +64,38 @@ def problems(book: Iterable[Chapter]) -> list[str]:
         lines += [f"{chapter.path}: {id!r} is claimed, but no card shows its check" for id in known - set(shown)]
         lines += [f"{chapter.path}: the card {id!r} is of no claim" for id in set(shown) - known]
         lines += [f"{chapter.path}: {id!r} has {count} cards" for id, count in shown.items() if count > 1]
+    left, findings = undecided(book), sum(len(chapter.findings) for chapter in book)
+    if len(left) > MOST_UNDECIDED * findings:
+        lines.append(f"{len(left)} of {findings} findings are undecided, more than {100 * MOST_UNDECIDED:g} %")
     return sorted(lines)
+
+
+def undecided(book: Iterable[Chapter]) -> list[str]:
+    """A line for each finding that was expected to be decided and is not."""
+    return [
+        f"{chapter.path}: {card['id']!r}{finding['name'] and ', ' + finding['name']}: undecided"
+        for chapter in book
+        for card in chapter.cards or []
+        for finding in card["findings"]
+        if finding["outcome"] == UNDECIDED != finding["expected"]
+    ]
+
+
+def surprising(finding: dict) -> bool:
+    """Whether a strict run stops here: at seed 0 for any other outcome than the expected, else for its opposite."""
+    outcome, expected = finding["outcome"], finding["expected"]
+    if int(os.environ.get("SANITY_SEED") or 0) == 0:
+        return outcome != expected
+    return {outcome, expected} == {HOLDS, CONTRADICTED}
+
+
+def near(card: dict, finding: dict) -> bool:
+    """Whether the interval would touch a margin if it were moved by its own length."""
+    if not finding["interval"]:
+        return False
+    low, high = finding["interval"]
+    margins = [-card["margin"], card["margin"]] if card["test"] == "equivalent" else [card["margin"]]
+    return any(low - (high - low) <= margin <= high + (high - low) for margin in margins)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -97,6 +129,7 @@ def summary(book: Sequence[Chapter]) -> str:
     findings = [finding for chapter in ran for finding in chapter.findings]
     outcomes = Counter(finding["outcome"] for finding in findings)
     surprises = sum(finding["outcome"] != finding["expected"] for finding in findings)
+    close = sum(near(card, finding) for card in cards for finding in card["findings"])
     family = tested(findings)
     standing = sum(a < LEVEL for chapter in ran for a in holm([f["p_value"] for f in tested(chapter.findings)]))
     of_paper = {claim["id"] for chapter in ran for claim in chapter.claims if claim["source"]["key"] == FIRST_PAPER}
@@ -106,6 +139,8 @@ def summary(book: Sequence[Chapter]) -> str:
         f"{count(len(findings), 'test')}. Random numbers follow from seed {os.environ.get('SANITY_SEED', '0')}.",
         f"- **Outcomes of the tests:** {outcomes[HOLDS]} hold, {outcomes[CONTRADICTED]} contradicted here, "
         f"{outcomes[UNDECIDED]} undecided. {surprises or 'None'} came out other than expected.",
+        f"- **Close calls.** {close} of {len(findings)} findings lie within one interval of their margin: had "
+        "their interval been moved by its own length, it could have touched the margin.",
         f"- **Of the 2018 paper** {{cite}}`{FIRST_PAPER}` we test {count(sum(paper.values()), 'claim')}: "
         f"{paper[HOLDS]} reproduced in every part, {paper['mixed']} in some parts and not in others, "
         f"{paper[CONTRADICTED]} contradicted here, {paper[UNDECIDED]} undecided.",
@@ -195,19 +230,21 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 def _finding(claim: dict, replicated: str, finding: dict) -> str:
-    """An item of the list: outcome, estimate, intervals, p-value, and a picture of the replicates."""
+    """An item of the list: outcome, estimate, interval, p-value, and a picture of the replicates."""
     expected, adjusted = finding["expected"], finding.get("adjusted")
     text = f"{escape(finding['name'])}: " if finding["name"] else ""
     text += f"<strong>{finding['outcome']}</strong>"
     text += ", as expected." if finding["outcome"] == expected else f", <strong>not as expected</strong> ({expected})."
-    text += f" Mean {number(finding['mean'])}; 90&nbsp;% interval {_interval(finding['replicate_interval'])} over "
-    text += f"{len(finding['replicates'])} {escape(replicated)}"
-    if finding["image_interval"]:
-        text += f", {_interval(finding['image_interval'])} over {finding['images']} images"
+    spread = f"90&nbsp;% interval {_interval(finding['interval'])}" if finding["interval"] else "no scatter"
+    text += f" Mean {number(finding['mean'])}; {spread} over {len(finding['replicates'])} {escape(replicated)}"
+    if finding["units"]:
+        text += f" and {finding['units']} {escape(finding['unit'])}"
     if finding["undefined"]:
         text += f"; {count(finding['undefined'], 'undefined value')}, scored both ways"
     if adjusted is not None:
-        text += f". p&nbsp;=&nbsp;{finding['p_value']:.2g}, after Holm {adjusted:.2g}"
+        text += (
+            f". p&nbsp;{'≤' if finding['p_bound'] else '='}&nbsp;{finding['p_value']:.2g}, after Holm {adjusted:.2g}"
+        )
         text += ", which no longer holds" if finding["outcome"] == HOLDS and adjusted >= LEVEL else ""
     return f"<li><span>{text}.</span>{_picture(claim, finding)}</li>"
 
@@ -215,13 +252,14 @@ def _finding(claim: dict, replicated: str, finding: dict) -> str:
 def _picture(claim: dict, finding: dict) -> str:
     """Replicates as dots, their interval as a line, margins dashed."""
     margins = [-claim["margin"], claim["margin"]] if claim["test"] == "equivalent" else [claim["margin"]]
-    values = [*finding["replicates"], *margins, *finding["replicate_interval"], 0.0]
+    ends = finding["interval"] or [finding["mean"]] * 2
+    values = [*finding["replicates"], *margins, *ends, 0.0]
     low, width = min(values), (max(values) - min(values)) or 1.0
 
     def x(value: float) -> float:
         return round(8 + 184 * (value - low) / width, 1)
 
-    a, b = map(x, finding["replicate_interval"])
+    a, b = map(x, ends)
     shapes = [f'<line x1="{x(0)}" x2="{x(0)}" y1="9" y2="15" stroke="currentColor"/>']
     shapes += [f'<line x1="{a}" x2="{b}" y1="12" y2="12" stroke="currentColor" stroke-width="2"/>']
     shapes += [f'<line class="margin" x1="{x(m)}" x2="{x(m)}" y1="1" y2="23" stroke-dasharray="3 2"/>' for m in margins]

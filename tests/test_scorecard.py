@@ -47,13 +47,14 @@ TOC = "format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/part/on
 def finding(name="", outcome="holds", expected="holds", p_value=0.001) -> dict:
     return {
         "name": name, "outcome": outcome, "expected": expected, "p_value": p_value, "mean": -0.25,
-        "replicate_interval": [-0.3, -0.2], "image_interval": None, "replicates": [-0.3, -0.25, -0.2, -0.22, -0.28],
-        "images": 0, "undefined": 0,
+        "interval": [-0.3, -0.2], "scatter": True, "p_bound": False, "replicates": [-0.3, -0.25, -0.2, -0.22, -0.28],
+        "unit": "", "units": 0, "undefined": 0,
     }  # fmt: skip
 
 
 def card(id, *findings) -> dict:
-    return {"id": id, "replicated": "training seeds", "findings": list(findings)}
+    test, margin = ("equivalent", 0.1) if id == "both" else ("above", 0.1)
+    return {"id": id, "test": test, "margin": margin, "replicated": "training seeds", "findings": list(findings)}
 
 
 MORE = card("more", finding())
@@ -101,7 +102,7 @@ def test_a_real_card_is_read(book, monkeypatch):
     monkeypatch.setattr(claims, "FOLDER", book / scorecard.FOLDER)
     data = claims.check("other", [[0.4, 0.5], [0.5, 0.6], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6]], replicated="draws")
     page = scorecard.claims(read(book, two=[data._repr_mimebundle_()[claims.MIME]]))
-    assert "Mean 0.500" in page and "over 5 draws" in page and "over 2 images" in page
+    assert "Mean 0.500" in page and "over 5 draws and 2 images" in page
 
 
 def test_every_claim_with_one_card_is_no_problem(book):
@@ -172,6 +173,49 @@ def test_a_surprise_is_marked(book):
     assert "1 came out other than expected" in scorecard.summary(chapters)
     page = scorecard.claims(chapters)
     assert page.count("claim-unexpected") == 1 and "<strong>not as expected</strong> (holds)" in page
+
+
+def test_the_scorecards_strictness_is_that_of_the_package(monkeypatch):
+    words = (claims.HOLDS, claims.CONTRADICTED, claims.UNDECIDED)
+    for seed in ("", "0", "3"):
+        monkeypatch.setenv("SANITY_SEED", seed)
+        found = {(o, e): scorecard.surprising({"outcome": o, "expected": e}) for o in words for e in words}
+        assert found == {pair: claims.surprising(*pair) for pair in found}
+        assert sum(found.values()) == (2 if seed == "3" else 6)
+
+
+def test_too_many_undecided_findings_are_a_problem(book, capsys):
+    sure = [finding(str(n)) for n in range(45)]
+    one, two = finding("open", outcome="undecided"), finding("open, too", outcome="undecided")
+    told = finding("told", outcome="undecided", expected="undecided")
+    few = read(book, one=[MORE, card("both", *sure, told)], two=[card("other", one, *sure)])
+    assert scorecard.problems(few) == [] and scorecard.undecided(few) == [f"{TWO}: 'other', open: undecided"]
+    many = read(book, one=[MORE, card("both", *sure, told)], two=[card("other", one, two, *sure)])
+    assert len(scorecard.undecided(many)) == 2
+    assert scorecard.problems(many) == ["2 of 94 findings are undecided, more than 2 %"]
+    runs = {ONE: Run(book / "_build/executed" / ONE, 1.0, 100), TWO: Run(book / "_build/executed" / TWO, 1.0, 100)}
+    with pytest.raises(SystemExit, match="2 of 94 findings are undecided"):
+        checked(book, runs, strict=True)
+    assert "'other', open, too: undecided" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("test", "interval", "near"), [
+    ("above", [0.15, 0.19], False), ("above", [0.13, 0.17], True), ("above", [0.02, 0.04], False),
+    ("above", [0.05, 0.2], True), ("equivalent", [-0.05, -0.04], False), ("equivalent", [-0.09, -0.07], True),
+    ("equivalent", [0.07, 0.09], True), ("above", None, False),
+])  # fmt: skip
+def test_close_calls_are_counted(book, test, interval, near):
+    close = card("more", finding() | {"interval": interval}) | {"test": test}
+    assert scorecard.near(close, close["findings"][0]) == near
+    far = [card("both"), card("other", finding() | {"interval": [5.0, 5.1]})]
+    text = scorecard.summary(read(book, one=[close, far[0]], two=[far[1]]))
+    assert f"{int(near)} of 2 findings lie within one interval of their margin" in text
+
+
+def test_no_scatter_and_a_bound_of_p_are_said(book):
+    alike = finding(p_value=1 / 32) | {"interval": None, "scatter": False, "p_bound": True}
+    page = scorecard.claims(read(book, two=[card("other", alike)]))
+    assert "Mean −0.250; no scatter over 5 training seeds. p&nbsp;≤&nbsp;0.031" in page
 
 
 def test_a_claim_names_its_source_and_its_chapter(book):

@@ -5,9 +5,13 @@ experiment is run for good. Each entry begins with a line `- id: ...` and has
 
 `id`, `title` and `statement` (in our words), `source` (`key` of the bibliography and `where` in it),
 `test` (`above`: the difference exceeds `margin`; `equivalent`: it lies within plus or minus `margin`),
-`expected`: `holds` or `contradicted here`, for the claim or, under `parts`, for each named part of it,
-`design`: `crossed` (every replicate with the same images), `own images` (one number a replicate), or
-`{rate: unit}` (a share of such units, or a difference of shares), for the claim or for each part, and
+`expected`: `holds`, `contradicted here` or `undecided`, for the claim or, under `parts`, for each named part of it,
+`design`: `crossed` (every replicate with the same images), `own images` (one number a replicate, from images of its
+own or from a fixed set that the statement names), or
+`{rate: unit, of: number, between: [low, high]}`, for the claim or for each part: a share of so many units, each
+replicate with its own, or with `shared: number` the same for all (as without a number the images of
+`D[replicate, image]`); `between` are the least and the greatest value of numbers made of shares, 0 and 1 if it is
+left out, -1 and 1 for a difference of two shares (exacter for outcomes `D[replicate, unit]`), and
 `history`: a list of `date`, `what` and, where it is known, `why`, which begins when the claim was written down.
 
 Claims that were given up stand under `dropped` in the same file.
@@ -22,19 +26,18 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from scipy import stats
 
+from . import interval
 from .card import html
 
 FOLDER = Path(__file__).parent
 MIME = "application/vnd.saliency-sanity.claim+json"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
-LEVEL = 0.05
-FEWEST_REPLICATES = 5
-RESAMPLES = 4_000
+LEVEL = interval.LEVEL
+FEWEST_REPLICATES = 5  # also the fewest that can convince by their signs alone: .5 ** 5 < LEVEL
 DESIGNS = {  # the dimensions of the differences, and what they are
     "crossed": (2, "D[replicate, image], the same images for every replicate"),
-    "own images": (1, "D[replicate], since every replicate has images of its own"),
+    "own images": (1, "D[replicate], since every replicate has images, or a number, of its own"),
 }
 
 
@@ -44,17 +47,24 @@ class ClaimError(AssertionError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: its outcome, the largest of its p-values, and the replicates it rests on."""
+    """One test: its outcome, its interval, and the replicates it rests on.
+
+    `interval` is the 90 % interval that decides (each end a one-sided 95 % bound), `None` where nothing scatters.
+    `scatter`: whether the replicates differ from one another. `p_value`: of `holds`; where `p_bound`, it is at most
+    that. `units`: over how many of what (`unit`) the interval reaches beside the replicates, 0 for none.
+    """
 
     name: str
     outcome: str
     expected: str
     p_value: float
+    p_bound: bool
     mean: float
-    replicate_interval: tuple[float, float]
-    image_interval: tuple[float, float] | None
+    interval: tuple[float, float] | None
+    scatter: bool
     replicates: list[float]
-    images: int
+    unit: str
+    units: int
     undefined: int
 
 
@@ -79,10 +89,11 @@ class Card:
     def __str__(self) -> str:
         lines = [f"{self.title}. {self.statement} ({self.source})"]
         for f in self.findings:
-            low, high = f.replicate_interval
+            spread = "no scatter" if f.interval is None else "interval {:.3f} to {:.3f}".format(*f.interval)
+            over = f"{len(f.replicates)} {self.replicated}" + (f" and {f.units} {f.unit}" if f.units else "")
             lines.append(
                 f"  {f.name or self.test}: {f.outcome} (expected: {f.expected}); mean {f.mean:.3f}, "
-                f"interval over {len(f.replicates)} {self.replicated} {low:.3f} to {high:.3f}"
+                f"{spread} over {over}"
             )
         return "\n".join(lines)
 
@@ -117,7 +128,7 @@ def check(
     *,
     replicated: str,
     objects: Sequence | None = None,
-    undefined: tuple[float, float] = (-1.0, 1.0),
+    undefined: tuple[float, float] | None = None,
 ) -> Card:
     """Test claim `id` on paired differences.
 
@@ -126,20 +137,22 @@ def check(
     differences : `D[replicate, image]`, or `D[replicate]` where every replicate drew its own images, as the claim's
         design says; for a claim with parts a mapping from the part's name to such an array. At least five replicates.
     replicated : what the replicates are, for example "re-initialisations" or "training seeds".
-    objects : for every image the object it shows; images of one object are resampled together.
+    objects : for every image of `D[replicate, image]` the object it shows: the objects are what was drawn.
     undefined : NaN differences are counted, scored once as the first and once as the second of these numbers,
-        and both must give the same outcome.
+        and both must give the same outcome. By default -1 and 1, for a rate the ends of its `between`.
 
     Returns
     -------
-    `Card`. Above: `holds` where the 95 % lower bounds of both the mean over replicates (t) and the mean over
-    images (bootstrap) exceed the margin, `contradicted here` where both upper bounds fall short of it, else
-    `undecided`. Equivalent: two one-sided tests, both 90 % intervals within the margin.
+    `Card`. Above: `holds` where the 95 % lower bound exceeds the margin, `contradicted here` where the upper bound
+    falls short of it, else `undecided`. Equivalent: two one-sided tests, the 90 % interval within the margins. The
+    interval is one for new replicates and new images at once (crossed), for new replicates (own images), or exact for
+    a rate: see `interval`. Where nothing scatters there is none, and the signs of the replicates decide.
 
     Raises
     ------
     ClaimError
-        Under `SANITY_STRICT=1`, if an outcome is not the expected one.
+        Under `SANITY_STRICT=1`: at `SANITY_SEED` 0 if an outcome is not the expected one, at another seed if it is
+        the opposite of the expected one.
     ValueError
         Unknown id or part, too few replicates, or differences that do not have the claim's design.
     """
@@ -148,102 +161,106 @@ def check(
     given = differences if isinstance(differences, Mapping) else {"": differences}
     if set(given) != set(expected):
         raise ValueError(f"claim {id!r} has the parts {list(expected)}, got {list(given)}.")
-    for name, values in given.items():
-        _check_design(claim, name, values)
-    findings = [
-        _find(name, expected[name], claim["test"], claim["margin"], given[name], objects, undefined)
-        for name in expected
-    ]
+    findings = [_find(claim, name, expected[name], given[name], objects, undefined) for name in expected]
     source = f"{claim['source']['key']}, {claim['source']['where']}"
     title, statement, chapter = (claim[name] for name in ("title", "statement", "chapter"))
     card = Card(id, title, statement, chapter, source, claim["test"], claim["margin"], replicated, findings)
-    if os.environ.get("SANITY_STRICT") == "1" and not card.as_expected:
+    if os.environ.get("SANITY_STRICT") == "1" and any(surprising(f.outcome, f.expected) for f in findings):
         raise ClaimError(f"{id}: {card}")
     return card
 
 
-def _check_design(claim: dict, part: str, differences) -> None:
-    """Refuse differences that are not what the claim's design, or this part's, says."""
-    design, values = claim["design"], np.asarray(differences, dtype=float)
+def surprising(outcome: str, expected: str) -> bool:
+    """Whether a strict run stops here: at seed 0 for any other outcome, else only for the opposite one."""
+    if int(os.environ.get("SANITY_SEED") or 0) == 0:
+        return outcome != expected
+    return {outcome, expected} == {HOLDS, CONTRADICTED}
+
+
+def _find(claim: dict, name: str, expected: str, differences, objects, undefined) -> Finding:
+    values, margin = np.asarray(differences, dtype=float), claim["margin"]
+    design = _fitting_design(claim, name, values, objects)
+    rate = design if isinstance(design, dict) else {}
+    missing = np.isnan(values)
+    fills = undefined or rate.get("between", (0.0, 1.0) if rate else (-1.0, 1.0))
+    scored = [np.where(missing, fill, values) for fill in (fills if missing.any() else fills[:1])]
+    means = [_mean(design, of, objects, margin) for of in scored]
+    judged = [_judge(mean, claim["test"], margin) for mean in means]
+    outcomes = {outcome for outcome, _ in judged}
+    mean, (_, p_value) = max(zip(means, judged, strict=True), key=lambda one: one[1][1])
+    scatter = any(not interval.identical(of.reshape(len(of), -1).mean(1), margin) for of in scored)
+    unit, units = _counted(design, values, objects)
+    return Finding(
+        name=name,
+        outcome=outcomes.pop() if len(outcomes) == 1 else UNDECIDED,
+        expected=expected,
+        p_value=max(p_value, interval.SMALLEST_P),
+        p_bound=isinstance(mean, interval.Same) or p_value <= interval.SMALLEST_P,
+        mean=float(np.nanmean(values)),
+        interval=None if isinstance(mean, interval.Same) else mean.bounds(LEVEL),
+        scatter=scatter,
+        replicates=(np.nanmean(values, axis=1) if values.ndim == 2 else values).tolist(),
+        unit=unit,
+        units=units,
+        undefined=int(missing.sum()),
+    )
+
+
+def _fitting_design(claim: dict, part: str, values: np.ndarray, objects):
+    """The design of the claim or of this part; differences that are not what it says are refused."""
+    design = claim["design"]
     if isinstance(design, dict) and part in design:
         design = design[part]
     if isinstance(design, dict):
-        wanted = f"shares of {design['rate']}, or differences of such shares, from -1 to 1"
-        fits = np.nanmax(np.abs(values), initial=0) <= 1 + 1e-9
+        low, high = design.get("between", (0, 1))
+        wanted = f"shares of {design['rate']}, or numbers made of them, from {low:g} to {high:g}"
+        fits = values.ndim in (1, 2) and not (np.nanmin(values) < low - 1e-9 or np.nanmax(values) > high + 1e-9)
+        if values.ndim == 1 and not {"of", "shared"} & set(design):
+            wanted, fits = f"D[replicate, {design['rate']}], since its design does not say of how many they are", False
     else:
         dimensions, wanted = DESIGNS[design]
         fits = values.ndim == dimensions
     if not fits:
         raise ValueError(f"claim {claim['id']!r} asks for {wanted}; got an array of shape {values.shape}.")
-
-
-def _find(name, expected, test, margin, differences, objects, undefined) -> Finding:
-    values = np.asarray(differences, dtype=float)
-    if values.ndim not in (1, 2) or len(values) < FEWEST_REPLICATES:
+    if len(values) < FEWEST_REPLICATES:
         raise ValueError(
-            f"differences must be D[replicate, image] or D[replicate] with at least {FEWEST_REPLICATES} "
-            f"replicates, got shape {values.shape}."
+            f"claim {claim['id']!r} needs at least {FEWEST_REPLICATES} replicates; got an array of shape "
+            f"{values.shape}."
         )
-    missing = np.isnan(values)
-    fills = undefined if missing.any() else undefined[:1]
-    results = [_test(np.where(missing, fill, values), test, margin, objects) for fill in fills]
-    outcomes = {outcome for outcome, *_ in results}
-    outcome, p_value, by_replicate, by_image = max(results, key=lambda result: result[1])
-    per_replicate = np.nanmean(values, axis=1) if values.ndim == 2 else values
-    return Finding(
-        name=name,
-        outcome=outcome if len(outcomes) == 1 else UNDECIDED,
-        expected=expected,
-        p_value=p_value,
-        mean=float(np.nanmean(values)),
-        replicate_interval=by_replicate,
-        image_interval=by_image,
-        replicates=per_replicate.tolist(),
-        images=values.shape[1] if values.ndim == 2 else 0,
-        undefined=int(missing.sum()),
-    )
+    if objects is not None and values.shape[1:] != (len(objects),):
+        raise ValueError(
+            f"objects must name one object an image: {len(objects)} objects for an array of shape {values.shape}."
+        )
+    if values.ndim == 2 and "of" not in design and len(set(range(values.shape[1]) if objects is None else objects)) < 2:
+        raise ValueError(f"claim {claim['id']!r} needs at least two images, of two objects; draw more.")
+    return design
 
 
-class _Mean:
-    """A mean with its 90 % interval (each end a one-sided 95 % bound) and one-sided p-values."""
-
-    def __init__(self, interval: tuple[float, float], p_above):
-        self.low, self.high = (float(end) for end in interval)
-        self.p_above = p_above  # p_above(m): p-value of "the mean is not above m"
-
-    @classmethod
-    def of_replicates(cls, means: np.ndarray) -> "_Mean":
-        """Student's t over the replicates."""
-        centre, error = means.mean(), stats.sem(means)
-        if error == 0:
-            return cls((centre, centre), lambda m: float(centre <= m))
-        freedom = len(means) - 1
-        reach = stats.t.ppf(1 - LEVEL, freedom) * error
-        return cls((centre - reach, centre + reach), lambda m: stats.t.sf((centre - m) / error, freedom))
-
-    @classmethod
-    def of_images(cls, means: np.ndarray, objects: Sequence | None) -> "_Mean":
-        """Bootstrap over the images, those of one object together, with a seed of its own."""
-        groups = np.unique(range(len(means)) if objects is None else np.asarray(objects), return_inverse=True)[1]
-        if len(groups) != len(means):
-            raise ValueError(f"objects must name one object an image: {len(means)} images, {len(groups)} objects.")
-        totals, sizes = np.bincount(groups, means), np.bincount(groups)
-        drawn = np.random.default_rng(0).integers(len(sizes), size=(RESAMPLES, len(sizes)))
-        draws = totals[drawn].sum(1) / sizes[drawn].sum(1)
-        return cls(np.quantile(draws, [LEVEL, 1 - LEVEL]), lambda m: (1 + (draws <= m).sum()) / (1 + RESAMPLES))
+def _counted(design, values: np.ndarray, objects) -> tuple[str, int]:
+    """Over what, and how many of it, the interval reaches beside the replicates."""
+    if design == "own images":
+        return "", 0
+    if isinstance(design, dict) and (units := design.get("of") or design.get("shared")):
+        return design["rate"], units
+    seen = values.shape[1] if objects is None else len(set(objects))
+    if isinstance(design, dict):
+        return design["rate"], seen
+    return "images" if objects is None else "objects", seen
 
 
-def _test(values: np.ndarray, test: str, margin: float, objects) -> tuple:
-    """Outcome, p-value of `holds`, the interval over replicates and the one over images (or None)."""
-    means = [_Mean.of_replicates(values.mean(1) if values.ndim == 2 else values)]
-    if values.ndim == 2:
-        means.append(_Mean.of_images(values.mean(0), objects))
-    bounds = (margin, np.inf) if test == "above" else (-margin, margin)
-    holds = all(bounds[0] < mean.low and mean.high < bounds[1] for mean in means)
-    outside = all(mean.high < bounds[0] for mean in means) or all(mean.low > bounds[1] for mean in means)
-    p_value = max(mean.p_above(bounds[0]) for mean in means)
-    if test == "equivalent":
-        p_value = max(p_value, *(1 - mean.p_above(bounds[1]) for mean in means))
-    outcome = HOLDS if holds else CONTRADICTED if outside else UNDECIDED
-    intervals = [(mean.low, mean.high) for mean in means]
-    return outcome, float(p_value), intervals[0], intervals[1] if len(intervals) > 1 else None
+def _mean(design, values: np.ndarray, objects, margin: float) -> interval.Mean:
+    if design == "own images":
+        return interval.over_replicates(values, margin)
+    if design == "crossed":
+        return interval.crossed(values, objects, margin)
+    between, own, shared = design.get("between", (0.0, 1.0)), design.get("of"), design.get("shared")
+    return interval.share(values, between, margin, own=own, shared=shared, objects=objects)
+
+
+def _judge(mean: interval.Mean, test: str, margin: float) -> tuple[str, float]:
+    """Outcome, and the p-value of `holds`."""
+    low, high = mean.bounds(LEVEL)
+    least, most = (margin, np.inf) if test == "above" else (-margin, margin)
+    outcome = HOLDS if least < low and high < most else CONTRADICTED if high < least or most < low else UNDECIDED
+    p_value = mean.p_above(least)
+    return outcome, p_value if test == "above" else max(p_value, mean.p_below(most))

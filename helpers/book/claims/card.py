@@ -19,7 +19,7 @@ def html(data: dict) -> str:
 
 def _finding(data: dict, finding: dict) -> str:
     margin, above = data["margin"], data["test"] == "above"
-    replicates, ends = finding["replicates"], finding["replicate_interval"]
+    replicates, ends = finding["replicates"], finding["interval"] or [finding["mean"]] * 2
     marks = [margin] if above else [-margin, margin]
     values = [*replicates, *marks, *ends, 0.0]
     low, width = min(values), (max(values) - min(values)) or 1.0
@@ -31,22 +31,20 @@ def _finding(data: dict, finding: dict) -> str:
     shapes += [f'<line x1="{x(m)}" x2="{x(m)}" y1="2" y2="26" stroke="#b35900" stroke-dasharray="3 2"/>' for m in marks]
     shapes += [f'<circle cx="{x(v)}" cy="14" r="4" fill="#2166ac" fill-opacity=".7"/>' for v in replicates]
     name = f"{escape(finding['name'])}: " if finding["name"] else ""
-    interval, mean = _interval(ends), f"{finding['mean']:.3f}"
-    images = f"; over {finding['images']} images {_interval(finding['image_interval'])}" if finding["images"] else ""
+    mean = f"{finding['mean']:.3f}"
+    interval = f"90&nbsp;% interval {ends[0]:.3f} to {ends[1]:.3f}" if finding["interval"] else "no scatter"
+    units = f" and {finding['units']} {escape(finding['unit'])}" if finding["units"] else ""
+    at = "&le;" if finding["p_bound"] else "="
     undefined = finding["undefined"]
     undefined = f"; {undefined} undefined similarities, scored both ways" if undefined else ""
     text = (
         f"{name}<strong>{finding['outcome']}</strong> (expected: {finding['expected']}). "
-        f"Difference {'above' if above else 'within &plusmn;'} {margin:g}? Mean {mean}; 90&nbsp;% interval over "
-        f"{len(replicates)} {escape(data['replicated'])} {interval}{images}{undefined}; p = {finding['p_value']:.2g}."
+        f"Difference {'above' if above else 'within &plusmn;'} {margin:g}? Mean {mean}; {interval} over "
+        f"{len(replicates)} {escape(data['replicated'])}{units}{undefined}; p {at} {finding['p_value']:.2g}."
     )
-    label = f"{len(replicates)} replicates as dots, mean {mean}, interval {interval}, margin {margin:g}"
+    label = f"{len(replicates)} replicates as dots, mean {mean}, {interval.replace('&nbsp;', ' ')}, margin {margin:g}"
     picture = (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 300 28" width="300" height="28" '
         f'style="max-width:100%;display:block">{"".join(shapes)}</svg>'
     )
     return f"<div>{text}{picture}</div>"
-
-
-def _interval(ends) -> str:
-    return f"{ends[0]:.3f} to {ends[1]:.3f}"
