@@ -52,18 +52,24 @@ class Run(NamedTuple):
         return self.seconds <= SECONDS and self.megabytes <= MEGABYTES
 
 
+def entries(node: object) -> list[str]:
+    """The pages of a table of contents, or of a piece of one, in reading order."""
+    if isinstance(node, list):
+        return [entry for child in node for entry in entries(child)]
+    if isinstance(node, dict):
+        here = [node[key] for key in ("root", "file") if key in node]
+        return here + [entry for child in node.values() for entry in entries(child)]
+    return []
+
+
+def toc(root: Path) -> dict:
+    """The table of contents as it stands in _toc.yml."""
+    return yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+
+
 def toc_entries(root: Path) -> list[str]:
     """Every page of the table of contents in reading order, as a path without its suffix."""
-
-    def walk(node: object) -> list[str]:
-        if isinstance(node, list):
-            return [entry for child in node for entry in walk(child)]
-        if isinstance(node, dict):
-            here = [node[key] for key in ("root", "file") if key in node]
-            return here + [entry for child in node.values() for entry in walk(child)]
-        return []
-
-    return walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
+    return entries(toc(root))
 
 
 def chapters(root: Path) -> list[Path]:

@@ -74,12 +74,12 @@ def figure(
     heading : the element of the title, `p` or `h3`.
     """
     findings, id = data["findings"], escape(data.get("id", ""))
-    outcomes = Counter(finding["outcome"] for finding in findings)
-    kind = OUTCOMES[next(iter(outcomes))][0] if len(outcomes) == 1 else "mixed" if findings else "unchecked"
+    outcomes = {finding["outcome"] for finding in findings}
+    kind = OUTCOMES[outcomes.pop()][0] if len(outcomes) == 1 else "mixed" if findings else "unchecked"
     link = history or f"{book}scorecard.html#claim-{id}"
     parts = [
         f'<{heading} class="claim-title">{escape(data["title"])}</{heading}>',
-        f'<p class="claim-marks">{_marks(findings, outcomes)}',
+        f'<p class="claim-marks">{marks(findings)}',
         f' <a class="claim-revised" href="{escape(link)}">revised: why</a>' if revised else "",
         f'</p><p>{escape(data["statement"])}</p><p class="claim-source">{_source(data, book, cited)}</p>',
         _plot(data) if findings else f"<p>{escape(note)}</p>" if note else "",
@@ -106,24 +106,25 @@ def p_value(finding: Mapping) -> str:
     return f"p < {SMALLEST:.4f}" if p < SMALLEST else f"p = {p:.2g}"
 
 
-def _marks(findings: Sequence[Mapping], outcomes: Counter) -> str:
+def marks(findings: Sequence[Mapping]) -> str:
     """Each outcome as a word with its sign, and whether it was expected."""
-    marks = []
+    outcomes = Counter(finding["outcome"] for finding in findings)
+    shown = []
     for outcome, count in outcomes.items():
         kind, sign, several = OUTCOMES[outcome]
         if len(outcomes) > 1:
             text = f"{count} {outcome if count == 1 else several}"
         else:
             text = outcome if count == 1 else f"{'both' if count == 2 else f'all {count}'} parts {several}"
-        marks.append(f'<span class="claim-outcome claim-{kind}">{_sign(sign)} {text}</span>')
+        shown.append(f'<span class="claim-outcome claim-{kind}">{_sign(sign)} {text}</span>')
     surprises = sum(finding["outcome"] != finding["expected"] for finding in findings)
     if surprises:
         many = f"{surprises} of {len(findings)} " if len(findings) > 1 else ""
         wanted = f": {escape(findings[0]['expected'])}" if len(findings) == 1 else ""
-        marks.append(f'<strong class="claim-unexpected">{_sign("≠")} {many}NOT as expected{wanted}</strong>')
+        shown.append(f'<strong class="claim-unexpected">{_sign("≠")} {many}NOT as expected{wanted}</strong>')
     elif findings:
-        marks.append(f'<span class="claim-expected">{_sign("=")} as expected</span>')
-    return " ".join(marks)
+        shown.append(f'<span class="claim-expected">{_sign("=")} as expected</span>')
+    return " ".join(shown)
 
 
 def _sign(sign: str) -> str:
@@ -212,7 +213,8 @@ def _svg(data: Mapping, axis: _Axis) -> str:
     x = sum(ends) / len(ends)
     anchor = "start" if x < 15 else "end" if x > 85 else "middle"
     sign = "±" * (data["test"] == "equivalent")
-    label = f'<text class="claim-limit" x="{x:g}%" y="-.6em" text-anchor="{anchor}">margin {sign}{_short(data["margin"])}</text>'
+    margin = f"margin {sign}{_short(data['margin'])}"
+    label = f'<text class="claim-limit" x="{x:g}%" y="-.6em" text-anchor="{anchor}">{margin}</text>'
     numbers = [
         f'<text x="{axis.place(tick)}%" y="100%" dy="1.3em" text-anchor="middle">{_short(tick)}</text>'
         for tick in axis.ticks()
@@ -286,9 +288,9 @@ def _test(data: Mapping) -> str:
     margin = _short(data["margin"])
     bound = f"lies within ±{margin}" if data["test"] == "equivalent" else f"exceeds {margin}"
     return (
-        f"The claim is that the difference {bound}. It holds where the whole interval lies on that side of the margin, is"
-        " contradicted where the whole interval lies on the other, and is undecided where it lies across. Each end of an"
-        " interval is a 95 % bound."
+        f"The claim is that the difference {bound}. It holds where the whole interval lies there, is"
+        " contradicted where the whole interval lies on the other side of the margin, and is undecided where the"
+        " interval lies across. Each end of an interval is a 95 % bound."
     )
 
 
