@@ -121,11 +121,13 @@ def take_outputs(notebook: NotebookNode, executed: NotebookNode) -> None:
 
 
 def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecard.Chapter]:
-    """The chapters with their claims and cards; with `strict` a claim without a card, or the reverse, is an error."""
+    """The chapters with their claims and cards, undecided findings listed; with `strict` a problem is an error."""
     executed = {chapter: runs[chapter].path if chapter in runs else None for chapter in chapters(root)}
     found = scorecard.read(root, executed)
+    if left := scorecard.undecided(found):
+        print("Findings that stayed undecided:\n  " + "\n  ".join(left))
     if problems := scorecard.problems(found) + scorecard.pageless(found, toc_entries(root)):
-        message = "Claims, cards and pages do not match:\n  " + "\n  ".join(problems)
+        message = "Claims and cards:\n  " + "\n  ".join(problems)
         if strict:
             sys.exit(f"\nThe book was not built. {message}")
         print(message)
@@ -136,11 +138,15 @@ def generated(
     root: Path, claimed: list[scorecard.Chapter], blind: Path, playground: Path
 ) -> dict[Path, dict[str, str]]:
     """What is written into pages of book/, by page and place; the folders are what the two scripts made."""
-    return blind_test_page.parts(blind) | scorecard.pages(claimed, references.cited(root)) | {
-        Path("book/zoo.md"): zoo_page.parts(root),
-        Path("book/api.md"): {"api: reference": api_reference.reference(root)},
-        Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
-    }
+    return (
+        blind_test_page.parts(blind)
+        | scorecard.pages(claimed, references.cited(root))
+        | {
+            Path("book/zoo.md"): zoo_page.parts(root),
+            Path("book/api.md"): {"api: reference": api_reference.reference(root)},
+            Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
+        }
+    )
 
 
 def files(blind: Path, playground: Path) -> dict[Path, bytes]:

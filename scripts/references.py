@@ -30,7 +30,10 @@ def joined(root: Path) -> str:
 
 def cited(root: Path) -> dict[str, str]:
     """How the text names each work, by its key: "Adebayo et al., 2018"."""
-    return {key: f"{_authors(entry)}, {entry.fields['year']}" for key, entry in parse_string(joined(root), "bibtex").entries.items()}
+    return {
+        key: f"{_authors(entry)}, {entry.fields['year']}"
+        for key, entry in parse_string(joined(root), "bibtex").entries.items()
+    }
 
 
 def _authors(entry: Entry) -> str:

@@ -19,6 +19,7 @@ import cache
 import nbformat
 import psutil
 import yaml
+from contents import entries, toc
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal
@@ -50,21 +51,6 @@ class Run(NamedTuple):
     @property
     def in_budget(self) -> bool:
         return self.seconds <= SECONDS and self.megabytes <= MEGABYTES
-
-
-def entries(node: object) -> list[str]:
-    """The pages of a table of contents, or of a piece of one, in reading order."""
-    if isinstance(node, list):
-        return [entry for child in node for entry in entries(child)]
-    if isinstance(node, dict):
-        here = [node[key] for key in ("root", "file") if key in node]
-        return here + [entry for child in node.values() for entry in entries(child)]
-    return []
-
-
-def toc(root: Path) -> dict:
-    """The table of contents as it stands in _toc.yml."""
-    return yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
 
 
 def toc_entries(root: Path) -> list[str]:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import nbformat
 import yaml
+from contents import entries, toc
 from rendering import CLAIM, RENDERERS, module
-from run_chapters import entries, toc
 
 FOLDER = "helpers/book/claims"
 HERE = Path(__file__).resolve().parent
@@ -25,6 +25,7 @@ CARD = module(HERE.parent / RENDERERS[CLAIM])
 OVERVIEW = Path("book/scorecard.md")
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
+MOST_UNDECIDED = 0.02  # of all findings, where a decision was expected
 FIRST_PAPER = "adebayo2018sanity"
 FILTERED = {  # what a claim can be looked for by: the words of the filter, and the mark of an entry
     "a part holds": HOLDS, "a part is contradicted here": CONTRADICTED, "a part is undecided": UNDECIDED,
@@ -107,8 +108,8 @@ def pageless(book: Iterable[Chapter], pages: Iterable[str]) -> list[str]:
     ]
 
 
-def problems(book: Iterable[Chapter]) -> list[str]:
-    """A line for each claim that was not checked, or checked twice, and for each card without a claim."""
+def problems(book: Sequence[Chapter]) -> list[str]:
+    """A line for each claim not checked, or twice, each card without a claim, and for too many undecided findings."""
     lines = []
     for chapter in book:
         if chapter.cards is None:
@@ -117,7 +118,38 @@ def problems(book: Iterable[Chapter]) -> list[str]:
         lines += [f"{chapter.path}: {id!r} is claimed, but no card shows its check" for id in known - set(shown)]
         lines += [f"{chapter.path}: the card {id!r} is of no claim" for id in set(shown) - known]
         lines += [f"{chapter.path}: {id!r} has {count} cards" for id, count in shown.items() if count > 1]
+    left, findings = undecided(book), sum(len(chapter.findings) for chapter in book)
+    if len(left) > MOST_UNDECIDED * findings:
+        lines.append(f"{len(left)} of {findings} findings are undecided, more than {100 * MOST_UNDECIDED:g} %")
     return sorted(lines)
+
+
+def undecided(book: Iterable[Chapter]) -> list[str]:
+    """A line for each finding that was expected to be decided and is not."""
+    return [
+        f"{chapter.path}: {card['id']!r}{finding['name'] and ', ' + finding['name']}: undecided"
+        for chapter in book
+        for card in chapter.cards or []
+        for finding in card["findings"]
+        if finding["outcome"] == UNDECIDED != finding["expected"]
+    ]
+
+
+def surprising(finding: dict) -> bool:
+    """Whether a strict run stops here: at seed 0 for any other outcome than the expected, else for its opposite."""
+    outcome, expected = finding["outcome"], finding["expected"]
+    if int(os.environ.get("SANITY_SEED") or 0) == 0:
+        return outcome != expected
+    return {outcome, expected} == {HOLDS, CONTRADICTED}
+
+
+def near(card: dict, finding: dict) -> bool:
+    """Whether the interval would touch a margin if it were moved by its own length."""
+    if not finding.get("interval"):
+        return False
+    low, high = finding["interval"]
+    margins = [-card["margin"], card["margin"]] if card["test"] == "equivalent" else [card["margin"]]
+    return any(low - (high - low) <= margin <= high + (high - low) for margin in margins)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -151,6 +183,7 @@ def summary(book: Sequence[Chapter]) -> str:
     findings = [finding for chapter in ran for finding in chapter.findings]
     outcomes = Counter(finding["outcome"] for finding in findings)
     surprises = sum(finding["outcome"] != finding["expected"] for finding in findings)
+    close = sum(near(card, finding) for card in cards for finding in card["findings"])
     family = tested(findings)
     standing = sum(a < LEVEL for chapter in ran for a in holm([f["p_value"] for f in tested(chapter.findings)]))
     of_paper = {claim["id"] for chapter in ran for claim in chapter.claims if claim["source"]["key"] == FIRST_PAPER}
@@ -160,6 +193,8 @@ def summary(book: Sequence[Chapter]) -> str:
         f"{count(len(findings), 'test')}. Random numbers follow from seed {os.environ.get('SANITY_SEED', '0')}.",
         f"- **Outcomes of the tests:** {outcomes[HOLDS]} hold, {outcomes[CONTRADICTED]} contradicted here, "
         f"{outcomes[UNDECIDED]} undecided. {surprises or 'None'} came out other than expected.",
+        f"- **Close calls.** {close} of {len(findings)} findings lie within one interval of their margin: had "
+        "their interval been moved by its own length, it could have touched the margin.",
         f"- **Of the 2018 paper** {{cite}}`{FIRST_PAPER}` we test {count(sum(paper.values()), 'claim')}: "
         f"{paper[HOLDS]} reproduced in every part, {paper['mixed']} in some parts and not in others, "
         f"{paper[CONTRADICTED]} contradicted here, {paper[UNDECIDED]} undecided.",

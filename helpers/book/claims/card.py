@@ -63,8 +63,8 @@ def figure(
 
     Parameters
     ----------
-    data : the fields of `Card` as a mapping. Of a finding, `interval`, `p_bound`, `scatter`, `unit` and `adjusted` (the
-        p-value after Holm's correction) may be missing, as they are in cards of earlier runs.
+    data : the fields of `Card` as a mapping. A finding may have `adjusted`, its p-value after Holm's correction.
+        Cards of earlier runs have an interval over replicates and one over images in the place of `interval`.
     book : the address of the folder of bibliography and scorecard, from the page that shows the card.
     cited : author and year of the source; without it they are read off the source's key.
     history : the address of the claim's history; without it the claim's line on the scorecard.
@@ -98,12 +98,15 @@ def words(name: str) -> str:
 
 def p_value(finding: Mapping) -> str:
     """A p-value in words, no more exact than it was measured."""
-    p, replicates = finding["p_value"], finding["replicates"]
-    if not finding.get("scatter", len(set(replicates)) > 1):
-        return "no scatter: all replicates are equal"
-    if finding.get("p_bound", bool(finding["images"]) and p <= 1.001 * RESOLUTION):
-        return f"p ≤ {p:.2g}"
-    return f"p < {SMALLEST:.4f}" if p < SMALLEST else f"p = {p:.2g}"
+    p = finding["p_value"]
+    bound = finding.get("p_bound", bool(finding.get("images")) and p <= 1.001 * RESOLUTION)
+    if not _scatters(finding):
+        return "all replicates are equal" + f", p ≤ {p:.2g}" * bound
+    return f"p ≤ {p:.2g}" if bound else f"p < {SMALLEST:.4f}" if p < SMALLEST else f"p = {p:.2g}"
+
+
+def _scatters(finding: Mapping) -> bool:
+    return finding.get("scatter", len(set(finding["replicates"])) > 1)
 
 
 def marks(findings: Sequence[Mapping]) -> str:
@@ -146,8 +149,8 @@ def _span(data: Mapping) -> list[float]:
 
 
 def _interval(finding: Mapping) -> Sequence[float]:
-    """The joint interval, and in cards that have none the one over replicates."""
-    return finding.get("interval") or finding["replicate_interval"]
+    """The interval, in cards of earlier runs the one over replicates; both ends are the mean where nothing scatters."""
+    return finding.get("interval") or finding.get("replicate_interval") or [finding["mean"]] * 2
 
 
 class _Axis:
@@ -186,10 +189,7 @@ def _plot(data: Mapping) -> str:
     rows = "".join(_row(axis, finding, place, len(findings)) for place, finding in enumerate(findings))
     counts = sorted({len(finding["replicates"]) for finding in findings})
     many = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    key = (
-        f"Dots: {many} {escape(data['replicated'])}. Stroke and number: mean. Bar and brackets: 90&nbsp;% interval. "
-        "Shaded: where the claim holds."
-    )
+    key = f"Dots: {many} {escape(data['replicated'])}. Stroke: mean. Bar: 90&nbsp;% interval. Shaded: the claim holds."
     alone = " claim-alone" if len(findings) == 1 and not findings[0]["name"] else ""
     return f'<div class="claim-plot{alone}">{_svg(data, axis)}{rows}</div><p class="claim-key">{key}</p>'
 
@@ -197,13 +197,14 @@ def _plot(data: Mapping) -> str:
 def _row(axis: _Axis, finding: Mapping, place: int, rows: int) -> str:
     kind, sign, _ = OUTCOMES[finding["outcome"]]
     low, high = map(axis.number, _interval(finding))
+    spread = f"[{low}, {high}]" if _scatters(finding) else "no scatter"
     row = f'style="grid-row:{place + 1}"'
     surprise = "" if finding["outcome"] == finding["expected"] else f" (expected: {escape(finding['expected'])})"
     said = f'<span class="claim-said">{finding["outcome"]}: </span>' if rows > 1 else ""
     name = f"{said}{escape(words(finding['name']))}{surprise}"
     return (
         f'<div class="claim-name" {row}><span class="claim-{kind}">{_sign(sign)}</span> <span>{name}</span></div>'
-        f'<div class="claim-value" {row}><b>{axis.number(finding["mean"])}</b> <span>[{low}, {high}]</span></div>'
+        f'<div class="claim-value" {row}><b>{axis.number(finding["mean"])}</b> <span>{spread}</span></div>'
     )
 
 
@@ -268,9 +269,9 @@ def _seen(data: Mapping, axis: _Axis) -> str:
     for finding in data["findings"]:
         name = words(finding["name"]) or "The difference"
         low, high = map(axis.number, _interval(finding))
+        spread = f"interval {low} to {high}" if _scatters(finding) else "no scatter"
         dots = f"{axis.number(min(finding['replicates']))} to {axis.number(max(finding['replicates']))}"
-        where = _where(data, finding)
-        sentences.append(f"{name}: {len(finding['replicates'])} dots from {dots}; interval {low} to {high}, {where}.")
+        sentences.append(f"{name}: {len(finding['replicates'])} dots from {dots}; {spread}, {_where(data, finding)}.")
     return " ".join(sentences)
 
 
@@ -297,20 +298,21 @@ def _test(data: Mapping) -> str:
 def _numbers(data: Mapping, finding: Mapping) -> str:
     """An item of the list: all that the figure leaves out."""
     name = f"<b>{escape(words(finding['name']))}:</b> " if finding["name"] else ""
-    axis, images, replicates = _Axis(data), finding["images"], f"{len(finding['replicates'])} {data['replicated']}"
+    axis, replicates = _Axis(data), f"over {len(finding['replicates'])} {escape(data['replicated'])}"
 
     def said(ends: Sequence[float]) -> str:
         return " to ".join(map(axis.number, ends))
 
-    if finding.get("interval"):
-        over = f" and {images} images" if images else ""
-        intervals = f"{said(finding['interval'])} over {escape(replicates)}{over}"
+    if not _scatters(finding):
+        spread = f"no scatter {replicates}"
+    elif finding.get("interval"):
+        beside = f" and {finding['units']} {escape(finding['unit'])}" if finding.get("units") else ""
+        spread = f"90&nbsp;% interval {said(finding['interval'])} {replicates}{beside}"
     else:
-        intervals = f"{said(finding['replicate_interval'])} over {escape(replicates)}"
-        if finding["image_interval"]:
-            intervals += f", {said(finding['image_interval'])} over {images} images"
-    unit = f" (share of {escape(finding['unit'])})" if finding.get("unit") else ""
-    text = f"{name}mean {axis.number(finding['mean'])}{unit}; 90&nbsp;% interval {intervals}; {p_value(finding)}"
+        spread = f"90&nbsp;% interval {said(_interval(finding))} {replicates}"
+        if finding.get("image_interval"):
+            spread += f", {said(finding['image_interval'])} over {finding['images']} images"
+    text = f"{name}mean {axis.number(finding['mean'])}; {spread}; {p_value(finding)}"
     if finding.get("adjusted") is not None:
         text += f", after Holm {finding['adjusted']:.2g}"
         text += ", which no longer holds" if finding["outcome"] == "holds" and finding["adjusted"] >= 0.05 else ""
