@@ -23,7 +23,8 @@ OUTCOMES = {
 NAMES = {
     "spearman abs": "unsigned ranks", "spearman": "signed ranks", "ssim": "SSIM", "hog": "HOG",
     "gradient": "Gradient", "input x gradient": "Input × Gradient", "integrated gradients": "Integrated Gradients",
-    "smoothgrad": "SmoothGrad", "smoothgrad squared": "SmoothGrad²", "vargrad": "VarGrad",
+    "smoothgrad": "SmoothGrad", "smoothgrad squared": "SmoothGrad²",
+    "smoothgrad integrated gradients": "SmoothGrad-IG", "vargrad": "VarGrad",
     "expected gradients": "Expected Gradients", "guided backprop": "Guided Backprop", "deconvnet": "DeconvNet",
     "gradcam": "Grad-CAM", "grad-cam": "Grad-CAM", "guided gradcam": "Guided Grad-CAM",
     "guided grad-cam": "Guided Grad-CAM", "deeplift": "DeepLIFT", "lrp epsilon": "LRP-ε",
