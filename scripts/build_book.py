@@ -126,7 +126,7 @@ def checked(root: Path, runs: dict[Path, Run], *, strict: bool) -> list[scorecar
     found = scorecard.read(root, executed)
     if left := scorecard.undecided(found):
         print("Findings that stayed undecided:\n  " + "\n  ".join(left))
-    if problems := scorecard.problems(found):
+    if problems := scorecard.problems(found) + scorecard.pageless(found, toc_entries(root)):
         message = "Claims and cards:\n  " + "\n  ".join(problems)
         if strict:
             sys.exit(f"\nThe book was not built. {message}")
@@ -138,16 +138,15 @@ def generated(
     root: Path, claimed: list[scorecard.Chapter], blind: Path, playground: Path
 ) -> dict[Path, dict[str, str]]:
     """What is written into pages of book/, by page and place; the folders are what the two scripts made."""
-    return blind_test_page.parts(blind) | {
-        Path("book/scorecard.md"): {
-            "scorecard: summary": scorecard.summary(claimed),
-            "scorecard: claims": scorecard.claims(claimed),
-            "scorecard: dropped": scorecard.dropped(claimed),
-        },
-        Path("book/zoo.md"): zoo_page.parts(root),
-        Path("book/api.md"): {"api: reference": api_reference.reference(root)},
-        Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
-    }
+    return (
+        blind_test_page.parts(blind)
+        | scorecard.pages(claimed, references.cited(root))
+        | {
+            Path("book/zoo.md"): zoo_page.parts(root),
+            Path("book/api.md"): {"api: reference": api_reference.reference(root)},
+            Path("book/playground.md"): {"playground: unlike": (playground / "unlike.txt").read_text(encoding="utf-8")},
+        }
+    )
 
 
 def files(blind: Path, playground: Path) -> dict[Path, bytes]:
@@ -159,9 +158,16 @@ def files(blind: Path, playground: Path) -> dict[Path, bytes]:
 
 
 def layout(
-    root: Path, runs: dict[Path, Run], places: dict[Path, dict[str, str]], served: dict[Path, bytes]
+    root: Path,
+    runs: dict[Path, Run],
+    places: dict[Path, dict[str, str]],
+    served: dict[Path, bytes],
+    cards: dict[str, dict] | None = None,
 ) -> dict[Path, bytes]:
-    """Every source of the pages, by its path from the root; `places` from `generated` and `served` from `files`."""
+    """Every source of the pages, by its path from the root.
+
+    `places` come from `generated`, `served` from `files`, and `cards`, how claims are drawn, from `scorecard.options`.
+    """
     found = [path for folder in ("_static", "_templates", "book") for path in sorted((root / folder).rglob("*"))]
     found += [root / name for name in ("_config.yml", "_toc.yml", "scripts/page_extras.py")]
     found = [path for path in found if path.is_file()]
@@ -175,7 +181,7 @@ def layout(
             if cell.cell_type == "markdown":
                 cell.source = link_locally(cell.source, home, root, chapter)
             for output in cell.get("outputs", []):
-                render(root, output.get("data", {}))
+                render(root, output.get("data", {}), cards)
         sources[chapter] = nbformat.writes(notebook).encode()
     sources[Path("book/timings.csv")] = timings(runs).encode()
     sources[references.JOINED] = references.joined(root).encode()
@@ -215,7 +221,8 @@ def make_pages(root: Path, runs: dict[Path, Run], *, strict: bool) -> None:
     claimed = checked(root, runs, strict=strict)
     around = surroundings(root)
     folders = [made(root, APPS / name / f"{name}.py", around) for name in ("blind_test", "playground")]
-    sources = layout(root, runs, generated(root, claimed, *folders), files(*folders))
+    cards = scorecard.options(claimed, references.cited(root))
+    sources = layout(root, runs, generated(root, claimed, *folders), files(*folders), cards)
     frame = {path: text for path, text in sources.items() if path.suffix not in (".ipynb", ".md", ".csv")}
     tools = sorted(f"{one.name}=={one.version}" for one in distributions())
     made_from = {"strict": strict}

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+from pybtex.database import Entry, parse_string
+from pybtex.richtext import Text
+
 FOLDER, JOINED = Path("book/references"), Path("book/references.bib")
 
 
@@ -23,3 +26,17 @@ def joined(root: Path) -> str:
     if twice:
         raise ValueError(f"{FOLDER} has two entries of one key: {'; '.join(twice)}.")
     return "\n".join(texts.values())
+
+
+def cited(root: Path) -> dict[str, str]:
+    """How the text names each work, by its key: "Adebayo et al., 2018"."""
+    return {
+        key: f"{_authors(entry)}, {entry.fields['year']}"
+        for key, entry in parse_string(joined(root), "bibtex").entries.items()
+    }
+
+
+def _authors(entry: Entry) -> str:
+    persons = entry.persons.get("author") or entry.persons["editor"]
+    names = [str(Text.from_latex(" ".join(person.prelast_names + person.last_names))) for person in persons[:2]]
+    return f"{names[0]} et al." if len(persons) > 2 else " and ".join(names)

@@ -19,6 +19,7 @@ import cache
 import nbformat
 import psutil
 import yaml
+from contents import entries, toc
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal
@@ -55,16 +56,7 @@ class Run(NamedTuple):
 
 def toc_entries(root: Path) -> list[str]:
     """Every page of the table of contents in reading order, as a path without its suffix."""
-
-    def walk(node: object) -> list[str]:
-        if isinstance(node, list):
-            return [entry for child in node for entry in walk(child)]
-        if isinstance(node, dict):
-            here = [node[key] for key in ("root", "file") if key in node]
-            return here + [entry for child in node.values() for entry in walk(child)]
-        return []
-
-    return walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
+    return entries(toc(root))
 
 
 def chapters(root: Path) -> list[Path]:

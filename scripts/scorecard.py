@@ -1,12 +1,14 @@
-"""The scorecard page: every claim of the book beside what its check found; used by build_book.py.
+"""The scorecard: every claim of the book beside what its check found; used by build_book.py.
 
-`book.claims.check` leaves a card in the output of its cell. The cards of the executed chapters are gathered
-here and written as Markdown into the places that book/scorecard.md keeps for them.
+`book.claims.check` leaves a card in the output of its cell. The cards of the executed chapters are gathered here and
+drawn again: one page a part of the book has them with their histories, and book/scorecard.md the counts and a line for
+each claim. What is written goes into the places that these pages keep for it.
 """
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
@@ -14,13 +16,21 @@ from typing import NamedTuple
 
 import nbformat
 import yaml
-from rendering import CLAIM
+from contents import entries, toc
+from rendering import CLAIM, RENDERERS, module
 
 FOLDER = "helpers/book/claims"
+HERE = Path(__file__).resolve().parent
+CARD = module(HERE.parent / RENDERERS[CLAIM])
+OVERVIEW = Path("book/scorecard.md")
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
 LEVEL = 0.05
 MOST_UNDECIDED = 0.02  # of all findings, where a decision was expected
 FIRST_PAPER = "adebayo2018sanity"
+FILTERED = {  # what a claim can be looked for by: the words of the filter, and the mark of an entry
+    "a part holds": HOLDS, "a part is contradicted here": CONTRADICTED, "a part is undecided": UNDECIDED,
+    "not as expected": "surprise", "revised": "revised", "not checked in this copy": "unchecked", "dropped": "dropped",
+}  # fmt: skip
 
 
 class Chapter(NamedTuple):
@@ -28,6 +38,7 @@ class Chapter(NamedTuple):
 
     path: Path
     title: str
+    part: str
     claims: list[dict]
     dropped: list[dict]
     cards: list[dict] | None
@@ -36,10 +47,42 @@ class Chapter(NamedTuple):
     def findings(self) -> list[dict]:
         return [finding for card in self.cards or [] for finding in card["findings"]]
 
+    @property
+    def page(self) -> Path:
+        """The page of the scorecard that has this chapter's claims."""
+        return Path("book/scorecard", re.sub(r"\W+", "_", self.part.lower()).strip("_") + ".md")
+
+
+class Entry(NamedTuple):
+    """A claim of the ledger with its chapter and the findings of its card, each with its p-value after Holm."""
+
+    chapter: Chapter
+    claim: dict
+    card: dict | None
+    dropped: bool
+
+    @property
+    def findings(self) -> list[dict]:
+        return self.card["findings"] if self.card else []
+
+    @property
+    def revised(self) -> bool:
+        return len(self.claim["history"]) > 1 + self.dropped
+
+    @property
+    def kinds(self) -> list[str]:
+        """The marks, of `FILTERED`, under which it is found."""
+        kinds = [kind for kind in (HOLDS, CONTRADICTED, UNDECIDED) if kind in {f["outcome"] for f in self.findings}]
+        kinds += ["surprise"] * any(finding["outcome"] != finding["expected"] for finding in self.findings)
+        kinds += ["revised"] * self.revised
+        return kinds + (["dropped"] if self.dropped else ["unchecked"] * (not self.findings))
+
 
 def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
     """The chapters that have claims or cards, in the order of `ran`: source notebook -> executed one or `None`."""
-    found = []
+    found, part_of = [], {}
+    for part in toc(root).get("parts", []):
+        part_of |= {Path(f"{entry}.ipynb"): part["caption"] for entry in entries(part)}
     for source, executed in ran.items():
         notebook = nbformat.read(executed or root / source, as_version=4)
         outputs = chain.from_iterable(cell.get("outputs", []) for cell in notebook.cells)
@@ -50,8 +93,19 @@ def read(root: Path, ran: dict[Path, Path]) -> list[Chapter]:
         cells = nbformat.read(root / source, as_version=4).cells  # its prose may be newer than its run
         title = next(line[2:] for cell in cells for line in cell.source.splitlines() if line.startswith("# "))
         if claims or dropped or cards:
-            found.append(Chapter(source, title, claims, dropped, cards if executed else None))
+            part = part_of.get(source, "Claims")
+            found.append(Chapter(source, title, part, claims, dropped, cards if executed else None))
     return found
+
+
+def pageless(book: Iterable[Chapter], pages: Iterable[str]) -> list[str]:
+    """A line for each part of the book whose claims no page of the table of contents, `pages`, shows."""
+    wanted = {chapter.part: chapter.page for chapter in book}
+    return [
+        f"the claims of the part {part!r} have no page: write {page}, and list it under {OVERVIEW} in _toc.yml"
+        for part, page in wanted.items()
+        if page.with_suffix("").as_posix() not in set(pages)
+    ]
 
 
 def problems(book: Sequence[Chapter]) -> list[str]:
@@ -91,7 +145,7 @@ def surprising(finding: dict) -> bool:
 
 def near(card: dict, finding: dict) -> bool:
     """Whether the interval would touch a margin if it were moved by its own length."""
-    if not finding["interval"]:
+    if not finding.get("interval"):
         return False
     low, high = finding["interval"]
     margins = [-card["margin"], card["margin"]] if card["test"] == "equivalent" else [card["margin"]]
@@ -149,66 +203,152 @@ def summary(book: Sequence[Chapter]) -> str:
         f"- **Holm's correction** over the tests of each chapter keeps the chance of any false hold in it at "
         f"{100 * LEVEL:g} %, where each test keeps its own level. {standing} of the {len(family)} stand after it.",
         "",
-        "| Chapter | Claims | Tests | Hold | Contradicted here | Undecided |",
-        "|:--|--:|--:|--:|--:|--:|",
     ]
+    parts = {f"[{chapter.part}](/{chapter.page})": [] for chapter in book}
     for chapter in book:
-        found = Counter(finding["outcome"] for finding in chapter.findings)
-        numbers = [len(chapter.findings), *(found[outcome] for outcome in (HOLDS, CONTRADICTED, UNDECIDED))]
-        cells = numbers if chapter.cards is not None else ["not run", "", "", ""]
-        lines.append(f"| [](/{chapter.path}) | {len(chapter.claims)} | {' | '.join(map(str, cells))} |")
+        parts[f"[{chapter.part}](/{chapter.page})"].append(chapter)
+    return "\n".join(lines) + "\n" + _table("Part", parts)
+
+
+def _table(first: str, rows: Mapping[str, Sequence[Chapter]]) -> str:
+    """The numbers of claims, tests and outcomes of some chapters in each row."""
+    lines = [f"| {first} | Claims | Tests | Hold | Contradicted here | Undecided |", "|:--|--:|--:|--:|--:|--:|"]
+    for name, chapters in rows.items():
+        findings = [finding for chapter in chapters for finding in chapter.findings]
+        found = Counter(finding["outcome"] for finding in findings)
+        numbers = [len(findings), *(found[outcome] for outcome in (HOLDS, CONTRADICTED, UNDECIDED))]
+        cells = ["not run", "", "", ""] if all(chapter.cards is None for chapter in chapters) else numbers
+        lines.append(f"| {name} | {sum(len(c.claims) for c in chapters)} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def claims(book: Sequence[Chapter]) -> str:
-    """Every claim with its findings, chapter by chapter."""
-    parts = []
-    for chapter in book:
-        adjusted = iter(holm([finding["p_value"] for finding in tested(chapter.findings)]))
-        cards = {card["id"]: card for card in chapter.cards or []}
-        for card in cards.values():
-            for finding in tested(card["findings"]):
-                finding["adjusted"] = next(adjusted)
-        parts += [f"## {chapter.title}", f"[Read the chapter](/{chapter.path})"]
-        parts += [_claim(claim, cards.get(claim["id"])) for claim in chapter.claims]
-    return "\n\n".join(parts)
+def entries_of(chapter: Chapter) -> list[Entry]:
+    """The claims of a chapter in the order of its ledger, those that were dropped last."""
+    adjusted = iter(holm([finding["p_value"] for finding in tested(chapter.findings)]))
+    cards = {}
+    for card in chapter.cards or []:
+        findings = [f | {"adjusted": next(adjusted) if f["expected"] == HOLDS else None} for f in card["findings"]]
+        cards[card["id"]] = card | {"findings": findings}
+    live = [Entry(chapter, claim, cards.get(claim["id"]), dropped=False) for claim in chapter.claims]
+    return live + [Entry(chapter, claim, None, dropped=True) for claim in chapter.dropped]
 
 
-def dropped(book: Sequence[Chapter]) -> str:
-    """The claims that were given up, chapter by chapter, with dates and reasons."""
-    parts = []
-    for chapter in book:
-        if chapter.dropped:
-            parts += [f"**{chapter.title}**", *(_dropped(claim) for claim in chapter.dropped)]
-    return "\n\n".join(parts) or "None."
+def pages(book: Sequence[Chapter], cited: Mapping[str, str]) -> dict[Path, dict[str, str]]:
+    """What the pages say, by page and place; `cited` has how the text names each work, by its key."""
+    written = {OVERVIEW: {"scorecard: summary": summary(book), "scorecard: index": index(book, cited)}}
+    for page in dict.fromkeys(chapter.page for chapter in book):
+        chapters = [chapter for chapter in book if chapter.page == page]
+        written[page] = {"scorecard: claims": part(chapters, cited)}
+    return written
 
 
-def _claim(claim: dict, card: dict | None) -> str:
-    """A claim as a block that can be linked to, `#claim-` and its id."""
-    findings = card["findings"] if card else []
-    expected = all(finding["outcome"] == finding["expected"] for finding in findings)
-    items = "".join(_finding(claim, card["replicated"], finding) for finding in findings)
-    return "\n\n".join([
-        f"(claim-{claim['id']})=",
-        f":::{{div}} claim{'' if expected else ' claim-unexpected'}",
-        f"**{claim['title']}.** {claim['statement']}",
-        f"{_source_and_test(claim)} Id: `{claim['id']}`.",
-        f'<ul class="findings">{items}</ul>' if findings else "Not checked in this copy.",
-        f"<details><summary>History</summary>{_history(claim)}</details>",
-        ":::",
-    ])  # fmt: skip
+def index(book: Sequence[Chapter], cited: Mapping[str, str]) -> str:
+    """A line for every claim, part by part, that leads to its card; links to `#claim-` and its id end here."""
+    texts, shown = [], [entry for chapter in book for entry in entries_of(chapter)]
+    for name in dict.fromkeys(chapter.part for chapter in book):
+        rows = "".join(_line(entry, cited) for entry in shown if entry.chapter.part == name)
+        head = "".join(f'<th scope="col">{word}</th>' for word in ("Claim", "Source", "Outcome"))
+        table = f'<table class="claim-index"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        texts += [f"### {name}", _raw(table)]
+    return "\n\n".join([_raw(_filter("Part", [e.chapter.part for e in shown], shown, cited)), *texts])
 
 
-def _dropped(claim: dict) -> str:
-    texts = [f"**{claim['title']}.** {claim['statement']}", f"{_source_and_test(claim)} Id: `{claim['id']}`."]
-    return "\n\n".join([":::{div} claim claim-dropped", *texts, _history(claim), ":::"])
+def part(chapters: Sequence[Chapter], cited: Mapping[str, str]) -> str:
+    """Every claim of a part of the book with its card, chapter by chapter, and those that were dropped."""
+    shown = [entry for chapter in chapters for entry in entries_of(chapter)]
+    texts = [
+        _table("Chapter", {f"[](/{chapter.path})": [chapter] for chapter in chapters}),
+        _raw(_filter("Chapter", [entry.chapter.title for entry in shown], shown, cited)),
+    ]
+    for chapter in chapters:
+        texts += [f"## {chapter.title}", f"[Read the chapter](/{chapter.path})"]
+        texts += [_raw(_card(entry, cited)) for entry in shown if entry.chapter == chapter]
+    return "\n\n".join([_raw(f"<style>{CARD.style()}</style>"), *texts])
 
 
-def _source_and_test(claim: dict) -> str:
-    key, where = claim["source"]["key"], claim["source"]["where"]
-    source = f"This book, {where}" if key == "this book" else f"{{cite:t}}`{key}`, {where}"
-    test = "exceeds" if claim["test"] == "above" else "lies within ±"
-    return f"{source}. Test: the difference {test} {claim['margin']:g}."
+def options(book: Iterable[Chapter], cited: Mapping[str, str]) -> dict[str, dict]:
+    """How the chapters draw the cards of their claims: what `card.figure` takes beside the data, by the claim's id."""
+    found = {}
+    for entry in chain.from_iterable(map(entries_of, book)):
+        home, id = "../" * (len(entry.chapter.path.parts) - 1), entry.claim["id"]
+        found[id] = {
+            "book": f"{home}book/",
+            "cited": cited.get(entry.claim["source"]["key"], ""),
+            "history": f"{home}{entry.chapter.page.with_suffix('.html').as_posix()}#history-{id}",
+            "revised": entry.revised,
+        }
+    return found
+
+
+def _raw(html: str) -> str:
+    return f"```{{raw}} html\n{html}\n```"
+
+
+def _source(claim: dict, cited: Mapping[str, str]) -> str:
+    """Author and year of a claim's source."""
+    key = claim["source"]["key"]
+    return "This book" if key == "this book" else cited.get(key, key)
+
+
+def _attributes(entry: Entry, group: str, cited: Mapping[str, str]) -> str:
+    """What the filter looks at."""
+    values = {"group": group, "source": _source(entry.claim, cited), "outcome": "|".join(entry.kinds)}
+    return " ".join(f'data-{name}="{escape(value)}"' for name, value in values.items())
+
+
+def _filter(what: str, groups: Iterable[str], shown: Sequence[Entry], cited: Mapping[str, str]) -> str:
+    """Form controls that leave some claims, and the script that makes them work; without it all claims are shown."""
+    sources = sorted({_source(entry.claim, cited) for entry in shown}, key=lambda name: (name != "This book", name))
+    kinds = {kind for entry in shown for kind in entry.kinds}
+    choices = {
+        "group": (what, {name: name for name in groups}),
+        "source": ("Source", {name: name for name in sources}),
+        "outcome": ("Outcome", {words: kind for words, kind in FILTERED.items() if kind in kinds}),
+    }
+    controls = ""
+    for name, (label, values) in choices.items():
+        shut = "".join(f'<option value="{escape(value)}">{escape(words)}</option>' for words, value in values.items())
+        controls += f'<label>{label} <select name="{name}"><option value="">all</option>{shut}</select></label>'
+    script = (HERE / "scorecard.js").read_text(encoding="utf-8")
+    return (
+        f'<form class="claim-filter" role="search" aria-label="Filter the claims" hidden>{controls}'
+        '<button type="reset">Show all</button><output aria-live="polite"></output></form>'
+        f"<script>{' '.join(script.split())}</script>"
+    )
+
+
+def _line(entry: Entry, cited: Mapping[str, str]) -> str:
+    """A row of the overview."""
+    id, address = entry.claim["id"], entry.chapter.page.relative_to("book").with_suffix(".html").as_posix()
+    marks = CARD.marks(entry.findings) or ("dropped" if entry.dropped else "not checked in this copy")
+    return (
+        f'<tr id="claim-{id}" {_attributes(entry, entry.chapter.part, cited)}><th scope="row">'
+        f'<a href="{address}#claim-{id}">{escape(entry.claim["title"])}</a></th>'
+        f"<td>{escape(_source(entry.claim, cited))}</td><td>{marks}</td></tr>"
+    )
+
+
+def _card(entry: Entry, cited: Mapping[str, str]) -> str:
+    """A claim as a block that can be linked to, `#claim-` and its id, with its history folded."""
+    chapter, claim = entry.chapter, entry.claim
+    id, source = claim["id"], claim["source"]
+    said = {name: claim[name] for name in ("id", "title", "statement", "test", "margin")}
+    data = {"findings": [], "replicated": ""} | (entry.card or {}) | said
+    data["source"] = f"{source['key']}, {source['where']}"
+    note = f"Dropped on {claim['history'][-1]['date']}." if entry.dropped else "Not checked in this copy."
+    address = f"../../{chapter.path.with_suffix('.html').as_posix()}" + f"#claim-{id}" * bool(entry.card)
+    where = f'<a href="{address}">In its chapter</a>, where its name is <code>{id}</code>.'
+    figure = CARD.figure(
+        data,
+        book="../",
+        cited=cited.get(source["key"], ""),
+        history=f"#history-{id}",
+        revised=entry.revised or entry.dropped,
+        note=note,
+        folded=f'<p>{where}</p><p id="history-{id}">History:</p>{_history(claim)}',
+        heading="h3",
+    )
+    return f'<div class="claim-entry" {_attributes(entry, chapter.title, cited)}>{figure}</div>'
 
 
 def _history(claim: dict) -> str:
@@ -219,51 +359,3 @@ def _history(claim: dict) -> str:
         stop = "" if what.endswith(".”") else "."
         items += f"<li><time>{event['date']}</time>: {what}{stop}{why and ' ' + why}</li>"
     return f'<ul class="history">{items}</ul>'
-
-
-def number(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return " to ".join(map(number, ends))
-
-
-def _finding(claim: dict, replicated: str, finding: dict) -> str:
-    """An item of the list: outcome, estimate, interval, p-value, and a picture of the replicates."""
-    expected, adjusted = finding["expected"], finding.get("adjusted")
-    text = f"{escape(finding['name'])}: " if finding["name"] else ""
-    text += f"<strong>{finding['outcome']}</strong>"
-    text += ", as expected." if finding["outcome"] == expected else f", <strong>not as expected</strong> ({expected})."
-    spread = f"90&nbsp;% interval {_interval(finding['interval'])}" if finding["interval"] else "no scatter"
-    text += f" Mean {number(finding['mean'])}; {spread} over {len(finding['replicates'])} {escape(replicated)}"
-    if finding["units"]:
-        text += f" and {finding['units']} {escape(finding['unit'])}"
-    if finding["undefined"]:
-        text += f"; {count(finding['undefined'], 'undefined value')}, scored both ways"
-    if adjusted is not None:
-        text += (
-            f". p&nbsp;{'≤' if finding['p_bound'] else '='}&nbsp;{finding['p_value']:.2g}, after Holm {adjusted:.2g}"
-        )
-        text += ", which no longer holds" if finding["outcome"] == HOLDS and adjusted >= LEVEL else ""
-    return f"<li><span>{text}.</span>{_picture(claim, finding)}</li>"
-
-
-def _picture(claim: dict, finding: dict) -> str:
-    """Replicates as dots, their interval as a line, margins dashed."""
-    margins = [-claim["margin"], claim["margin"]] if claim["test"] == "equivalent" else [claim["margin"]]
-    ends = finding["interval"] or [finding["mean"]] * 2
-    values = [*finding["replicates"], *margins, *ends, 0.0]
-    low, width = min(values), (max(values) - min(values)) or 1.0
-
-    def x(value: float) -> float:
-        return round(8 + 184 * (value - low) / width, 1)
-
-    a, b = map(x, ends)
-    shapes = [f'<line x1="{x(0)}" x2="{x(0)}" y1="9" y2="15" stroke="currentColor"/>']
-    shapes += [f'<line x1="{a}" x2="{b}" y1="12" y2="12" stroke="currentColor" stroke-width="2"/>']
-    shapes += [f'<line class="margin" x1="{x(m)}" x2="{x(m)}" y1="1" y2="23" stroke-dasharray="3 2"/>' for m in margins]
-    shapes += [f'<circle cx="{x(value)}" cy="12" r="3.5"/>' for value in finding["replicates"]]
-    dots, mean = len(finding["replicates"]), number(finding["mean"])
-    label = f"{dots} replicates as dots around {mean}, margin {claim['margin']:g}"
-    return f'<svg role="img" aria-label="{label}" viewBox="0 0 200 24" width="200" height="24">{"".join(shapes)}</svg>'

@@ -1,5 +1,6 @@
 """The scorecard: cards of hand-made notebooks against the claims, the counts, and what the page says."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -41,7 +42,18 @@ dropped:
     expected: holds
     history: [{date: 2026-01-02, what: written down}, {date: 2026-01-04, what: dropped, why: Too bold.}]
 """
-TOC = "format: jb-book\nroot: book/index\nchapters:\n  - file: notebooks/part/one\n  - file: notebooks/part/two\n"
+TOC = """
+format: jb-book
+root: book/index
+parts:
+  - caption: First steps
+    chapters:
+      - file: notebooks/part/one
+  - caption: Second steps
+    chapters:
+      - file: notebooks/part/two
+"""
+CITED = {"adebayo2018sanity": "Adebayo et al., 2018"}
 
 
 def finding(name="", outcome="holds", expected="holds", p_value=0.001) -> dict:
@@ -91,6 +103,12 @@ def read(book: Path, one=(MORE, BOTH), two=(OTHER,)) -> list[scorecard.Chapter]:
     return scorecard.read(book, ran)
 
 
+def cards_of(chapters) -> str:
+    """All pages of the scorecard that have cards."""
+    pages = scorecard.pages(chapters, CITED)
+    return "\n".join(places["scorecard: claims"] for page, places in pages.items() if page != scorecard.OVERVIEW)
+
+
 def test_the_words_are_those_of_the_package():
     assert scorecard.CLAIM == claims.MIME and scorecard.LEVEL == claims.LEVEL
     assert (scorecard.HOLDS, scorecard.CONTRADICTED, scorecard.UNDECIDED) == (
@@ -101,8 +119,8 @@ def test_the_words_are_those_of_the_package():
 def test_a_real_card_is_read(book, monkeypatch):
     monkeypatch.setattr(claims, "FOLDER", book / scorecard.FOLDER)
     data = claims.check("other", [[0.4, 0.5], [0.5, 0.6], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6]], replicated="draws")
-    page = scorecard.claims(read(book, two=[data._repr_mimebundle_()[claims.MIME]]))
-    assert "Mean 0.500" in page and "over 5 draws and 2 images" in page
+    page = cards_of(read(book, two=[data._repr_mimebundle_()[claims.MIME]]))
+    assert "<b>0.500</b>" in page and "over 5 draws" in page and "2 images" in page
 
 
 def test_every_claim_with_one_card_is_no_problem(book):
@@ -134,7 +152,7 @@ def test_a_mismatch_stops_the_whole_build_and_not_that_of_one_chapter(book, caps
         checked(book, runs, strict=True)
     chapters = checked(book, runs, strict=False)
     assert "'both' is claimed" in capsys.readouterr().out
-    assert "Not checked in this copy." in scorecard.claims(chapters)
+    assert "Not checked in this copy." in cards_of(chapters)
 
 
 @pytest.mark.parametrize(
@@ -157,22 +175,24 @@ def test_the_summary_counts(book):
     assert "we test 2 claims: 1 reproduced in every part, 1 in some parts" in text
     assert "3 tests were expected to hold" in text and "0.2 would hold" in text  # 0.15
     assert "3 of the 3 stand after it" in text
-    assert "| [](/notebooks/part/one.ipynb) | 2 | 3 | 2 | 1 | 0 |" in text
+    assert "| [First steps](/book/scorecard/first_steps.md) | 2 | 3 | 2 | 1 | 0 |" in text
+    assert "| [](/notebooks/part/one.ipynb) | 2 | 3 | 2 | 1 | 0 |" in cards_of(read(book))
 
 
 def test_holm_runs_over_a_chapter_and_only_over_what_should_hold(book):
     late = card("both", finding("first", p_value=0.04), finding("second", p_value=0.03))
-    page, text = scorecard.claims(read(book, one=[MORE, late])), scorecard.summary(read(book, one=[MORE, late]))
-    assert "p&nbsp;=&nbsp;0.04, after Holm 0.06, which no longer holds" in page
-    assert "p&nbsp;=&nbsp;0.02, after Holm 0.02." in page  # the only one of the other chapter
+    page, text = cards_of(read(book, one=[MORE, late])), scorecard.summary(read(book, one=[MORE, late]))
+    assert "p = 0.04, after Holm 0.06, which no longer holds" in page
+    assert "p = 0.02, after Holm 0.02;" in page  # the only one of the other chapter
     assert "2 of the 4 stand after it" in text
 
 
 def test_a_surprise_is_marked(book):
     chapters = read(book, two=[card("other", finding(outcome="undecided"))])
     assert "1 came out other than expected" in scorecard.summary(chapters)
-    page = scorecard.claims(chapters)
-    assert page.count("claim-unexpected") == 1 and "<strong>not as expected</strong> (holds)" in page
+    page = cards_of(chapters)
+    assert page.count('<strong class="claim-unexpected">') == 1 and "NOT as expected: holds" in page
+    assert 'data-outcome="undecided|surprise"' in page
 
 
 def test_the_scorecards_strictness_is_that_of_the_package(monkeypatch):
@@ -214,25 +234,65 @@ def test_close_calls_are_counted(book, test, interval, near):
 
 def test_no_scatter_and_a_bound_of_p_are_said(book):
     alike = finding(p_value=1 / 32) | {"interval": None, "scatter": False, "p_bound": True}
-    page = scorecard.claims(read(book, two=[card("other", alike)]))
-    assert "Mean −0.250; no scatter over 5 training seeds. p&nbsp;≤&nbsp;0.031" in page
+    page = cards_of(read(book, two=[card("other", alike)]))
+    assert "no scatter over 5 training seeds; all replicates are equal, p ≤ 0.031" in page
 
 
 def test_a_claim_names_its_source_and_its_chapter(book):
-    page = scorecard.claims(read(book))
-    assert "(claim-both)=" in page and "**Both parts.** Both & all." in page
-    assert "{cite:t}`adebayo2018sanity`, section 5. Test: the difference lies within ± 0.1." in page
-    assert "This book, Two. Test: the difference exceeds 0.1. Id: `other`." in page
+    page = cards_of(read(book))
+    assert '<h3 class="claim-title">Both parts</h3>' in page and "<p>Both &amp; all.</p>" in page
+    link = '<a href="../bibliography.html#cite-adebayo2018sanity">Adebayo et al., 2018</a>, section 5'
+    assert link in page and '<p class="claim-source">This book, Two</p>' in page
     assert "## Chapter two\n\n[Read the chapter](/notebooks/part/two.ipynb)" in page
-    assert "second: <strong>contradicted here</strong>, as expected. Mean −0.250" in page
-    assert page.count("<circle") == 4 * 5
+    assert '<a href="../../notebooks/part/two.html#claim-other">In its chapter</a>' in page
+    assert page.count("<circle") + page.count('<rect x="0') >= 3 * 5
+
+
+def test_every_claim_is_on_one_page_once_and_on_the_overview(book):
+    written = scorecard.pages(read(book), CITED)
+    ids = {"first_steps": ["more", "both"], "second_steps": ["other", "gone"]}
+    assert set(written) == {scorecard.OVERVIEW, *(Path(f"book/scorecard/{part}.md") for part in ids)}
+    for part, expected in ids.items():
+        page = written[Path(f"book/scorecard/{part}.md")]["scorecard: claims"]
+        assert re.findall(r'<div class="claim-card [^>]* id="claim-([^"]+)"', page) == expected
+    rows = re.findall(r'<tr id="claim-([^"]+)".*?<a href="([^"]+)">', written[scorecard.OVERVIEW]["scorecard: index"])
+    assert rows == [(id, f"scorecard/{part}.html#claim-{id}") for part, found in ids.items() for id in found]
+
+
+def test_the_filter_has_labels_and_shows_all_without_scripts(book):
+    for places in scorecard.pages(read(book), CITED).values():
+        text = places.get("scorecard: index") or places["scorecard: claims"]
+        [form] = re.findall(r"<form[^>]* hidden>.*?</form>", text)
+        assert len(re.findall(r'<label>\w+ <select name="(?:group|source|outcome)">', form)) == 3
+        assert 'aria-live="polite"' in form and not re.search(r"<(?:tr|div)[^>]* hidden", text)
+        for name in ("group", "source", "outcome"):
+            found = {word for one in re.findall(rf'data-{name}="([^"]*)"', text) for word in one.split("|")}
+            options = re.search(rf'name="{name}">(.*?)</select>', form)[1]
+            assert set(re.findall(r'value="([^"]+)"', options)) == found
+
+
+def test_a_part_without_a_page_is_named(book):
+    pages = ["book/scorecard", "book/scorecard/first_steps"]
+    [line] = scorecard.pageless(read(book), pages)
+    assert "'Second steps'" in line and "book/scorecard/second_steps.md" in line
+    assert scorecard.pageless(read(book), [*pages, "book/scorecard/second_steps"]) == []
+
+
+def test_the_chapters_cards_know_the_book(book):
+    found = scorecard.options(read(book), CITED)
+    assert found["both"] == {
+        "book": "../../book/", "cited": "Adebayo et al., 2018", "revised": True,
+        "history": "../../book/scorecard/first_steps.html#history-both",
+    }  # fmt: skip
+    assert not found["more"]["revised"] and found["other"]["cited"] == ""
+    assert 'id="history-both"' in cards_of(read(book))
 
 
 def test_chapters_that_were_not_run(book):
     chapters = read(book, two=None)
     assert scorecard.problems(chapters) == []
-    assert "| [](/notebooks/part/two.ipynb) | 1 | not run |" in scorecard.summary(chapters)
-    assert "Not checked in this copy." in scorecard.claims(chapters)
+    assert "| [Second steps](/book/scorecard/second_steps.md) | 1 | not run |" in scorecard.summary(chapters)
+    assert "Not checked in this copy." in cards_of(chapters)
     assert "**0 claims** in 0 chapters" in scorecard.summary(read(book, one=None, two=None))
 
 
@@ -243,18 +303,19 @@ def test_places_of_a_page_are_filled():
 
 
 def test_a_claim_keeps_its_history_folded(book):
-    page = scorecard.claims(read(book))
-    assert page.count("<details><summary>History</summary>") == 3
-    assert "<li><time>2026-01-03</time>: margin: 0.2 → 0.1. It was &lt; wide.</li>" in page
-    assert "<li><time>2026-01-03</time>: the statement was: “Both.”</li></ul>" in page
+    page = cards_of(read(book))
+    folded = "".join(re.findall(r"<details>.*?</details>", page))
+    assert folded.count('<ul class="history">') == page.count('<ul class="history">') == 4
+    assert "<li><time>2026-01-03</time>: margin: 0.2 → 0.1. It was &lt; wide.</li>" in folded
+    assert "<li><time>2026-01-03</time>: the statement was: “Both.”</li></ul>" in folded
 
 
-def test_dropped_claims_have_a_place_of_their_own(book):
+def test_dropped_claims_stay_shown(book):
     chapters = read(book)
-    page = scorecard.dropped(chapters)
-    assert "**Chapter two**" in page and "Chapter one" not in page and "**Gone for good.** It goes." in page
+    page = cards_of(chapters)
+    assert '<h3 class="claim-title">Gone for good</h3>' in page and "<p>Dropped on 2026-01-04.</p>" in page
     assert "<li><time>2026-01-04</time>: dropped. Too bold.</li>" in page
-    assert "Gone for good" not in scorecard.claims(chapters) and scorecard.problems(chapters) == []
+    assert 'data-outcome="dropped"' in page and scorecard.problems(chapters) == []
 
 
 def test_a_card_of_a_dropped_claim_is_a_problem(book):

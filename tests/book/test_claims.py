@@ -187,7 +187,7 @@ def test_the_card_can_be_read_back(files):
     card = claims.check("both", {"one": around(0.3), "two": around(0.0)}, replicated="seeds")
     stored = json.loads(json.dumps(card._repr_mimebundle_()[claims.MIME]))
     assert stored["id"] == "both" and stored["findings"][1]["outcome"] == "contradicted here"
-    assert card._repr_mimebundle_()["text/html"].count("<circle") == 16
+    assert card._repr_mimebundle_()["text/html"].count("<circle") == 8  # the others are squares
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_dropped_claim_cannot_be_checked(files):
 def test_a_card_shows_its_title_first(files):
     shown = claims.check("more", around(0.3), replicated="seeds")._repr_mimebundle_()
     assert shown["text/html"] == html(shown[claims.MIME])
-    assert "<strong>A title</strong> (as expected): more. <em>a, b</em>" in shown["text/html"]
+    assert shown["text/html"].index("A title") < shown["text/html"].index("as expected")
 
 
 BOOK = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(claims.FOLDER.glob("*.yml"))}
