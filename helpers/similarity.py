@@ -157,7 +157,7 @@ def _box(images: Tensor, size: int) -> Tensor:
 
 def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int) -> _Sides:
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    unbiased = size**2 / (size**2 - 1)
+    unbiased = size**2 / max(size**2 - 1, 1)  # a window of one pixel is refused below
 
     def describe(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side = min(maps.shape[1:])
