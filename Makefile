@@ -15,7 +15,7 @@ export SANITY_STRICT := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all pdf chapter lab anywhere bench assets lint format address edition clean
+.PHONY: help book test test-all pdf chapter lab anywhere bench mutants assets lint format address edition clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 ~ /p' Makefile | column -t -s '~'
@@ -43,6 +43,9 @@ anywhere: $(INSTALLED) ## imitate Colab and Binder: every chapter on one core wi
 
 bench: $(INSTALLED) ## time the package (benchmarks/)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+mutants: $(INSTALLED) ## make small errors in the modules that compute, and see that tests fail (hours): make mutants SAMPLE=60
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py --sample $(or $(SAMPLE),300)
 
 # In the order in which they need one another. The package reads only files that the manifest knows: it follows each.
 assets: $(INSTALLED) ## make data and weights in assets/files again (scripts/assets/)

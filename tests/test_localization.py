@@ -121,3 +121,36 @@ def test_a_share_of_negative_values_is_refused():
 def test_a_mask_may_be_of_any_type(score, dtype):
     maps, masks = torch.rand(2, 4, 6, generator=generator(6)), half(count=2)
     assert torch.equal(score(maps, masks.to(dtype)), score(maps, masks))
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001, math.nan])
+def test_a_mask_just_out_of_range_is_refused_and_its_ends_are_not(score, value):
+    maps, masks = torch.rand(2, 4, 6, generator=generator(6)), half(count=2)
+    assert score(maps, masks).isfinite().all()
+    masks[1, 2, 2] = value
+    with pytest.raises(ValueError, match=r"mask of image 1 is not in \[0, 1\]"):
+        score(maps, masks)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_one_pixel_makes_a_score(score):
+    """A map of one pixel, an object of one pixel, and all but one pixel."""
+    maps, masks = torch.zeros(3, 4, 6), torch.zeros(3, 4, 6)
+    maps[0, 1, 1], maps[1:] = 1, torch.rand(2, 4, 6, generator=generator(7))
+    masks[0, 1, 1], masks[1, 0, 0], masks[2] = 1, 1, 1
+    masks[2, 3, 3] = 0
+    assert score(maps, masks).isfinite().all() and score(maps, masks)[0] == 1
+    assert score(maps[:, :1, 1:2].expand(-1, 1, 1), masks[:, :1, :1]).isnan().all()  # of one pixel: constant
+    with pytest.raises(ValueError, match="shape"):
+        score(maps[:0], masks[:0])
+    with pytest.raises(ValueError, match="floats"):
+        score(maps.long(), masks)
+
+
+def test_scores_keep_precision_and_know_no_gradient():
+    maps, masks = torch.rand(2, 8, 8, generator=generator(8)), half(8, 8, 2)
+    for score in SCORES:
+        found = score(maps.double().requires_grad_(), masks.double())
+        assert found.dtype == torch.float64 and not found.requires_grad
+        assert score(maps.half(), masks.half()).dtype == torch.float16
+        torch.testing.assert_close(found.float(), score(maps, masks))

@@ -297,3 +297,50 @@ def test_a_metric_is_fixed_by_its_name():
     assert torch.equal(similarity.against("spearman", a)(b), similarity.spearman(a, b))
     with pytest.raises(ValueError, match="unknown metric"):
         similarity.get(["spearman"])
+
+
+def test_a_metric_with_its_first_map_fixed_is_the_metric(name):
+    """Of which the tests of `sanity` make all their numbers."""
+    a, b = maps("dense", (3, 28, 28))
+    compared = similarity.against(METRICS[name], a)
+    for other in (b, b.flip(0), a):
+        torch.testing.assert_close(compared(other), METRICS[name](a, other), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["spearman", "ssim", "hog", "topk_intersection"])
+def test_many_maps_are_compared_part_by_part(name, monkeypatch):
+    a, b = maps("ties", (7, 28, 28))
+    whole = METRICS[name](a, b)
+    monkeypatch.setattr(similarity, "PIXELS_A_PART", 3 * 784)
+    torch.testing.assert_close(METRICS[name](a, b), whole, rtol=0, atol=1e-6)
+
+
+def test_windows_of_ssim_are_as_asked():
+    a, b = maps("dense", (2, 12, 15))
+    for size in (3, 7, 11):
+        expected = [
+            structural_similarity(x / abs(x).max(), y / abs(y).max(), win_size=size, data_range=2)
+            for x, y in zip(a.double().numpy(), b.double().numpy())
+        ]
+        np.testing.assert_allclose(similarity.ssim(a, b, win_size=size), expected, atol=1e-5)
+    for size in (1, 2, 4, 13):
+        with pytest.raises(ValueError, match="odd and from 3 to the maps' smaller side 12"):
+            similarity.ssim_abs(a, b, win_size=size)
+
+
+def test_cells_of_hog_are_as_asked():
+    a, _ = maps("dense", (2, 20, 26))
+    for cell in (3, 5, 6):
+        expected = [
+            skimage_hog(m / abs(m).max(), orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(3, 3))
+            for m in a.double().numpy()
+        ]
+        np.testing.assert_allclose(similarity.hog_features(a, cell=cell), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="3 x 3 cells of 7 pixels"):
+        similarity.hog_features(a, cell=7)
+
+
+def test_mixed_precision_gives_the_finer_of_the_two():
+    a, b = maps("dense", (2, 28, 28))
+    for name, metric in METRICS.items():
+        assert metric(a.double(), b).dtype == metric(a, b.double()).dtype == torch.float64, name
