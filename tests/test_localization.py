@@ -123,6 +123,7 @@ def test_a_mask_may_be_of_any_type(score, dtype):
     assert torch.equal(score(maps, masks.to(dtype)), score(maps, masks))
 
 
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("value", [-0.001, 1.001, math.nan])
 def test_a_mask_just_out_of_range_is_refused_and_its_ends_are_not(score, value):
     maps, masks = torch.rand(2, 4, 6, generator=generator(6)), half(count=2)

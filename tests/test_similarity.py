@@ -299,6 +299,7 @@ def test_a_metric_is_fixed_by_its_name():
         similarity.get(["spearman"])
 
 
+@pytest.mark.parametrize("name", METRICS)
 def test_a_metric_with_its_first_map_fixed_is_the_metric(name):
     """Of which the tests of `sanity` make all their numbers."""
     a, b = maps("dense", (3, 28, 28))
@@ -324,7 +325,7 @@ def test_windows_of_ssim_are_as_asked():
         ]
         np.testing.assert_allclose(similarity.ssim(a, b, win_size=size), expected, atol=1e-5)
     for size in (1, 2, 4, 13):
-        with pytest.raises(ValueError, match="odd and from 3 to the maps' smaller side 12"):
+        with pytest.raises(ValueError, match="odd and from 3 to the maps' smaller side"):
             similarity.ssim_abs(a, b, win_size=size)
 
 
