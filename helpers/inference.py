@@ -139,8 +139,8 @@ class weights_unwritten(TorchFunctionMode):
             if isinstance(written, Tensor) and written.layout == torch.strided and not written.is_meta:
                 if (where := self.own.get(written.untyped_storage().data_ptr())) is not None:
                     raise ModelError(
-                        f"a pass of the model writes into its parameter {where!r}: explain a model whose forward() "
-                        "leaves its parameters alone in eval mode."
+                        f"a pass of the model writes into its parameter {where!r}: run it once first, if only "
+                        "its first pass does, or explain a model whose forward() leaves its parameters alone."
                     )
         return func(*args, **kwargs)
 

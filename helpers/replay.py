@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .model_state import all_tensors, leaves, only_looks, plain_places
-from .saliency.passes import OnePass
+from .saliency.passes import OnePass, told
 from .stages import STATISTICS
 
 NUMBERS_AND_NAMES = (bool, int, float, complex, str, type(None), type(...))
@@ -104,7 +105,8 @@ class Tape:
                 self.calls.clear()
             else:
                 return found
-        return self.step.maps(model, self.images, targets, known=known)
+        plain = partial(self.step.maps, model, self.images, targets, known=known)
+        return told(plain, getattr(self.step.method, "__name__", "the method"))
 
     def names(self, copy: nn.Module) -> dict[int, int]:
         """Which tensor of the tape's model each tensor of a copy stands for, by their identities.

@@ -75,5 +75,8 @@ def held_elsewhere(model: nn.Module, example: Tensor, forget: Callable[[], objec
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where the values of a tensor lie; 0 where it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+    """Where the values of a tensor lie; 0 where it has none, or hides them, as inside `torch.vmap`."""
+    try:
+        return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+    except NotImplementedError:
+        return 0

@@ -395,11 +395,11 @@ class Unpacks(Base):
         return self.top(F.relu(self.third(x) + x))
 
 
-REPLAYED = (Skip, WritesLate, WritesLater, WritesIntoItsInput, Branches, Nested, WithoutGradient, Constant)
+REPLAYED = (Skip, WritesLate, WritesLater, WritesIntoItsInput, Branches, Nested, Constant)
 REPLAYED = (*REPLAYED, Statistics, Unpacks, WritesData, ScalesByANumber)
 PLAIN = (Counts, Scripted, ScriptedEarly, OwnFunction, OwnFunctionInPlace, BackwardHook, TensorHook, Mapped)
 PLAIN = (*PLAIN, ThroughNumpy, DrawsNoise)
-EITHER = (Checkpointed,)
+EITHER = (Checkpointed, WithoutGradient)  # some methods refuse them
 
 
 def built(network):

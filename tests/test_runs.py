@@ -11,7 +11,7 @@ import torch
 from networks import CLASSES, cnn, images, targets
 from saliency_sanity import followups, plots, sanity
 from saliency_sanity.saliency import METHODS
-from saliency_sanity.saliency.passes import OnePass
+from saliency_sanity.saliency.passes import OnePass, checked
 from torch import nn
 
 check = partial(sanity.parameter_randomization, show_progress=False, metrics=["pearson", "spearman"])
@@ -292,7 +292,8 @@ def test_a_pass_takes_no_more_images_than_asked(x, y):
         np.testing.assert_allclose(parts[column], whole[column], atol=1e-4)
     smooth = followups.denoised("gradient", samples=3)
     sizes.clear()
-    smooth(Watched(), images(5), targets(5), batch_size=2)
+    with checked():
+        smooth(Watched(), images(5), targets(5), batch_size=2)
     assert max(sizes) == 2
     with pytest.raises(ValueError, match="batch_size must be a whole number"):
         check(cnn(), x, y, methods=["gradient"], batch_size=0)

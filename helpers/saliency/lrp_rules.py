@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
@@ -42,8 +42,13 @@ def _private_copy(model: nn.Module) -> nn.Module:
 def _plain_weights(model: nn.Module) -> None:
     """Make, in place, of each weight that is computed from others, as under weight or spectral norm, its value."""
     for module in list(model.modules()):
-        for name in list(getattr(module, "parametrizations", ())) if is_parametrized(module) else ():
-            remove_parametrizations(module, name)
+        if is_parametrized(module):  # torch's own removal deletes from a class that the copy shares with the model
+            names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+            values = {name: getattr(module, name).detach() for name in names}
+            module.__class__ = type(module).__bases__[0]
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):
                 remove_weight_norm(module, hook.name)

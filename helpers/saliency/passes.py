@@ -117,7 +117,7 @@ def _check_once(model: nn.Module, images: Tensor, differentiates: bool) -> None:
         _FOUND_GOOD[model] = what
 
 
-def _told(call: Callable[[], Tensor], name: str) -> Tensor:
+def told(call: Callable[[], Tensor], name: str) -> Tensor:
     """What `call()` returns; what goes wrong in the middle of a model that was found good is told as a ValueError."""
     try:
         return call()
@@ -151,7 +151,7 @@ def explains(
         if not (_CHECKED.get() and getattr(images, "is_cuda", False)):  # every look at values makes a GPU wait
             check_input(images, targets)
         seed_of(options.get("seed", 0))
-        call = partial(_told, partial(function, model, images, targets, **options), function.__name__)
+        call = partial(told, partial(function, model, images, targets, **options), function.__name__)
         if _CHECKED.get():
             with at_most(batch_size):
                 return with_room(call)
