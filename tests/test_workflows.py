@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -53,10 +54,11 @@ def test_the_library_is_tested_on_three_systems_with_every_python_that_it_promis
     assert JOBS["book.yml", "build"]["runs-on"] == "ubuntu-latest"
 
 
-def test_the_tests_of_the_library_mirror_its_modules():
-    command = [sys.executable, "-m", "pytest", "--library", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-    found = {Path(line.partition("::")[0]) for line in ran.stdout.splitlines() if "::" in line}
+def test_the_tests_of_the_library_mirror_its_modules(pytestconfig):
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    config = SimpleNamespace(option=SimpleNamespace(library=True))
+    paths = (ROOT / "tests").rglob("test_*.py")
+    found = {path.relative_to(ROOT) for path in paths if not conftest.pytest_ignore_collect(path, config)}
     assert {Path("tests/test_similarity.py"), Path("tests/test_sanity.py")} < found
     assert {path.parent.name for path in found} == {"tests", "saliency"}
     assert not [path for path in found if path.stem in ("test_build", "test_project", "test_workflows")]
