@@ -105,8 +105,8 @@ def test_page_fits_a_phone(each_page):
     assert width <= PHONE["width"]
 
 
-# Most of a page is code, formulas and rows of tables that are like one another: axe looks at one word of each kind, three
-# formulas and the first rows, in half the time.
+# Most of a page is code, formulas and rows of tables that are like one another: axe looks at one word of each kind,
+# three formulas and the first rows, in half the time.
 LEAVE_OUT_WHAT_REPEATS = """() => {
     const seen = new Set();
     for (const word of document.querySelectorAll(".highlight span")) {
