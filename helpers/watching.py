@@ -34,6 +34,7 @@ class Watch(TorchFunctionMode):
 
 @torch.no_grad()
 def watched(model: nn.Module, example: Tensor) -> Watch:
+    """What a pass of `example` in eval mode has used of the model, and which tensors it has seen."""
     given = example.clone()
     with evaluating(model), Watch() as watch:
         model(given)
@@ -52,6 +53,7 @@ def uses(model: nn.Module, example: Tensor) -> Counter[str]:
 
 
 def learned(tensor: Tensor) -> bool:
+    """Whether a tensor is one that training changes: a parameter, or a leaf that asks for its gradient."""
     return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
 
 

@@ -142,8 +142,9 @@ def run_tests(mutant: Mutant | None, tests: Sequence[str], root: Path, place: st
     os.chdir(place)
     os.environ["PYTHONPATH"] = str(paths)
     sys.path.insert(0, str(paths))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(1, 2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
     for name in [name for name in sys.modules if name.partition(".")[0] == "saliency_sanity"]:
         del sys.modules[name]
     os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))

@@ -65,7 +65,7 @@ def test_a_sample_follows_from_the_edits_and_is_even_over_files():
 @pytest.mark.parametrize(("line", "gone"), [("x = 1 < 2", False), ("x = 1 < 3", True)])
 def test_a_judgement_is_of_an_edit_that_can_be_made(line, gone, tmp_path):
     path = tmp_path / "equivalent.yml"
-    path.write_text(f"- {{file: b.py, line: {line}, becomes: x = (1 <= 2), reason: none}}\n")
+    path.write_text(f"- {{file: b.py, line: {line}, becomes: x = (1 <= 2), reason: none}}\n", "utf-8")
     if gone:
         with pytest.raises(ValueError, match="equivalent.yml: no mutant"):
             mutants.judged({"b.py": "x = 1 < 2\n"}, path)
@@ -79,20 +79,21 @@ def test_the_judgements_of_the_book_are_of_the_code_as_it_is_and_have_reasons():
     assert all((mutants.ROOT / test).exists() for tests in mutants.TESTS.values() for test in tests)
 
 
+@pytest.mark.weekly  # it waits a minute for the test that never ends
 def test_mutants_die_of_a_test_that_fails_or_never_ends_and_others_survive(tmp_path):
     (tmp_path / "helpers").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "assets/files").mkdir(parents=True)
     source = "def count(n):\n    while n > 0:\n        n = n - 1\n    return n < 7\n"
-    (tmp_path / "helpers/__init__.py").write_text(source)
+    (tmp_path / "helpers/__init__.py").write_text(source, "utf-8")
     test = "from saliency_sanity import count\ndef test_count():\n    assert count(3)\n"
-    (tmp_path / "tests/test_count.py").write_text(test)
+    (tmp_path / "tests/test_count.py").write_text(test, "utf-8")
     tests = {"helpers/__init__.py": ["tests/test_count.py"]}
     chosen = {new: m for m in mutants.mutants("helpers/__init__.py", source) for _, _, new in [m.lines(source)]}
     endless, false, alive = (chosen[new] for new in ("n = (n + 1)", "return n < 6", "return (n <= 7)"))
     false = false._replace(text="-6")
     found = dict(mutants.outcomes([None, endless, false, alive], tests, tmp_path, 60, 4))
     assert found == {None: False, endless: True, false: True, alive: False}
-    assert (tmp_path / "helpers/__init__.py").read_text() == source
+    assert (tmp_path / "helpers/__init__.py").read_text("utf-8") == source
     with pytest.raises(RuntimeError, match="could not run"):
         list(mutants.outcomes([None], {"helpers/__init__.py": ["tests/none.py"]}, tmp_path, 60, 1))
