@@ -123,9 +123,9 @@ def _last(end: dict) -> str:
 def _moral(end: dict) -> str:
     like, count = end["likeness"], end["images"]
     return f"""<p>The noisy map comes from a network that names this image right (Gradient). The one that looks like the
-object comes from the same network with random weights, which has learned nothing (Guided Backprop). Weights <em>and</em>
-method differ: the pair shows how maps can look, and not what training does to the map of one method. It was picked
-by a rule: of {count} objects on plain grey that the network names right, it is the one where the untrained map
+object comes from the same network with random weights, which has learned nothing (Guided Backprop). Weights
+<em>and</em> method differ: the pair shows how maps can look, not what training does to the map of one method. It was
+picked by a rule: of {count} objects on plain grey that the network names right, it is the one where the untrained map
 resembles the edges of the image by most more than the trained map does (correlation {like["untrained"]:.2f} against
 {like["trained"]:.2f}). The untrained map resembles the edges more in {end["untrained_more_like_edges"]} of the {count};
 yet the trained map lies better on the object (area under the ROC curve) in {end["trained_more_on_object"]}. How a map
