@@ -108,7 +108,7 @@ def _token_reading(
     """How to read tokens: in the order, and as the patches, of which the first module that reads them shows a map."""
     side = (images.shape[2], images.shape[3])
     orders = [order for order in _ORDERS if shape[order[0]] == count]
-    fits = False
+    fits = blurred = False
     for spoilt in _SPOILT:
         found: list[tuple[float, Reading]] = []
         for order in orders:
@@ -117,8 +117,9 @@ def _token_reading(
             grid = _grid(len(patches), side)
             if grid:
                 found.append((_moved(changes[:, None, patches].unflatten(2, grid)), _tokens(patches, grid, order)))
+                blurred = blurred or bool((changes[:, patches] == changes[:1, patches]).all())  # as by attention
                 fits = fits or order != _CHANNELS_FIRST
-        if clear := _clearest(found):
+        if clear := _clearest(found, CLEAR / 2 if blurred else CLEAR):
             return clear
     if fits:
         return None
@@ -231,10 +232,10 @@ def _most_local(
     return None if answers else choices[0]
 
 
-def _clearest(found: list[tuple[float, Reading]]) -> Reading | None:
-    """The reading under which changes clearly move, if they do so under one alone."""
+def _clearest(found: list[tuple[float, Reading]], enough: float = CLEAR) -> Reading | None:
+    """The reading under which changes move at least so far, if they do so under one alone."""
     best = max((moved for moved, _ in found), default=0.0)
-    clear = [read for moved, read in found if moved > max(CLEAR, best / 2)]
+    clear = [read for moved, read in found if moved > max(enough, best / 2)]
     return clear[0] if len(clear) == 1 else None
 
 
