@@ -2,6 +2,7 @@
 
 import re
 from html import escape
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -75,8 +76,21 @@ def extend(app: Sphinx, pagename: str, templatename: str, context: dict, doctree
         context["script_files"] = [script for script in scripts if app.config.mathjax_path not in str(script.filename)]
 
 
+TOGGLE = '<summary><span class="toctree-toggle"'  # of the theme, a button without a name
+
+
+def name_toggles(app: Sphinx, error: Exception | None) -> None:
+    """Give the buttons that open a part of the contents a name, for those who hear the page."""
+    for path in Path(app.outdir).rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        if TOGGLE in text:
+            named = TOGGLE.replace("<summary>", '<summary aria-label="Show or hide the pages below">')
+            path.write_text(text.replace(TOGGLE, named), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict:
     app.config.mathjax_path = "mathjax/startup.js"  # of sphinx-mathjax-offline
     app.config.mathjax3_config = {"loader": {"load": MATHJAX}}
     app.connect("html-page-context", extend, priority=900)  # after the theme and MathJax
+    app.connect("build-finished", name_toggles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
