@@ -27,13 +27,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from . import interval
+from . import intervals
 from .card import html
 
 FOLDER = Path(__file__).parent
 MIME = "application/vnd.saliency-sanity.claim+json"
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted here", "undecided"
-LEVEL = interval.LEVEL
+LEVEL = intervals.LEVEL
 FEWEST_REPLICATES = 5  # also the fewest that can convince by their signs alone: .5 ** 5 < LEVEL
 DESIGNS = {  # the dimensions of the differences, and what they are
     "crossed": (2, "D[replicate, image], the same images for every replicate"),
@@ -146,7 +146,7 @@ def check(
     `Card`. Above: `holds` where the 95 % lower bound exceeds the margin, `contradicted here` where the upper bound
     falls short of it, else `undecided`. Equivalent: two one-sided tests, the 90 % interval within the margins. The
     interval is one for new replicates and new images at once (crossed), for new replicates (own images), or exact for
-    a rate: see `interval`. Where nothing scatters there is none, and the signs of the replicates decide.
+    a rate: see `intervals`. Where nothing scatters there is none, and the signs of the replicates decide.
 
     Raises
     ------
@@ -188,16 +188,16 @@ def _find(claim: dict, name: str, expected: str, differences, objects, undefined
     judged = [_judge(mean, claim["test"], margin) for mean in means]
     outcomes = {outcome for outcome, _ in judged}
     mean, (_, p_value) = max(zip(means, judged, strict=True), key=lambda one: one[1][1])
-    scatter = any(not interval.identical(of.reshape(len(of), -1).mean(1), margin) for of in scored)
+    scatter = any(not intervals.identical(of.reshape(len(of), -1).mean(1), margin) for of in scored)
     unit, units = _counted(design, values, objects)
     return Finding(
         name=name,
         outcome=outcomes.pop() if len(outcomes) == 1 else UNDECIDED,
         expected=expected,
-        p_value=max(p_value, interval.SMALLEST_P),
-        p_bound=isinstance(mean, interval.Same) or p_value <= interval.SMALLEST_P,
+        p_value=max(p_value, intervals.SMALLEST_P),
+        p_bound=isinstance(mean, intervals.Same) or p_value <= intervals.SMALLEST_P,
         mean=float(np.nanmean(values)),
-        interval=None if isinstance(mean, interval.Same) else mean.bounds(LEVEL),
+        interval=None if isinstance(mean, intervals.Same) else mean.bounds(LEVEL),
         scatter=scatter,
         replicates=(np.nanmean(values, axis=1) if values.ndim == 2 else values).tolist(),
         unit=unit,
@@ -248,16 +248,16 @@ def _counted(design, values: np.ndarray, objects) -> tuple[str, int]:
     return "images" if objects is None else "objects", seen
 
 
-def _mean(design, values: np.ndarray, objects, margin: float) -> interval.Mean:
+def _mean(design, values: np.ndarray, objects, margin: float) -> intervals.Mean:
     if design == "own images":
-        return interval.over_replicates(values, margin)
+        return intervals.over_replicates(values, margin)
     if design == "crossed":
-        return interval.crossed(values, objects, margin)
+        return intervals.crossed(values, objects, margin)
     between, own, shared = design.get("between", (0.0, 1.0)), design.get("of"), design.get("shared")
-    return interval.share(values, between, margin, own=own, shared=shared, objects=objects)
+    return intervals.share(values, between, margin, own=own, shared=shared, objects=objects)
 
 
-def _judge(mean: interval.Mean, test: str, margin: float) -> tuple[str, float]:
+def _judge(mean: intervals.Mean, test: str, margin: float) -> tuple[str, float]:
     """Outcome, and the p-value of `holds`."""
     low, high = mean.bounds(LEVEL)
     least, most = (margin, np.inf) if test == "above" else (-margin, margin)
