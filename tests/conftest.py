@@ -10,6 +10,7 @@ import pytest
 import stamp
 import torch
 from browser import FLAGS, MILLISECONDS, NO_BOOK, NO_BROWSER, StillBrowser, find_browser, serve
+from networks import images, targets
 
 ROOT = Path(__file__).parent.parent
 HTML = ROOT / "_build/html"
@@ -25,6 +26,18 @@ class NoHelpers(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, NoHelpers())
+
+
+@pytest.fixture
+def x():
+    """Four small images; some files have others."""
+    return images(4, dtype=torch.float64)
+
+
+@pytest.fixture
+def y():
+    """Their classes."""
+    return targets(4)
 
 
 def pytest_addoption(parser):

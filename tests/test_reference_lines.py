@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from networks import CLASSES, cnn, images, targets
+from networks import CLASSES, cnn, images, small, targets
 from saliency_sanity import followups, randomization, saliency, sanity, similarity
 from saliency_sanity.device import generator, seed_of
 from scipy import stats
@@ -18,20 +18,6 @@ from test_similarity import REFERENCE
 
 PEARSON = {"metrics": ["pearson"]}
 check = partial(sanity.parameter_randomization, show_progress=False)
-
-
-@pytest.fixture
-def x():
-    return images(4, dtype=torch.float64)
-
-
-@pytest.fixture
-def y():
-    return targets(4)
-
-
-def small(seed=0):
-    return cnn(seed).double()
 
 
 def kind(model):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from networks import CLASSES, cnn, images, lively, targets
+from networks import CLASSES, cnn, images, lively, small, targets
 from saliency_sanity import followups, randomization, saliency, sanity, similarity
 from saliency_sanity.book import data, models
 from saliency_sanity.device import local_seed
@@ -24,21 +24,6 @@ from torch.nn.utils import parametrizations
 
 COLUMNS = [*sanity.COLUMNS, "note"]
 check = partial(sanity.parameter_randomization, show_progress=False)
-
-
-@pytest.fixture
-def x():
-    return images(4, dtype=torch.float64)
-
-
-@pytest.fixture
-def y():
-    return targets(4)
-
-
-def small(seed=0):
-    """Four stages: 11 9 4 0."""
-    return cnn(seed).double()
 
 
 SMALL = ["11", "9", "4", "0"]
