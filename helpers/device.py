@@ -7,12 +7,21 @@ from numbers import Integral
 from operator import index
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 
 def best_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Where the values of a tensor lie; 0 where it has none, or hides them, as inside `torch.vmap`."""
+    try:
+        return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided and not tensor.is_meta else 0
+    except NotImplementedError:  # by torch, of a tensor in vmap
+        return 0
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

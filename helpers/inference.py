@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .device import batches
+from .device import batches, memory_of
 
 
 class ModelError(ValueError):
@@ -127,8 +127,8 @@ class weights_unwritten(TorchFunctionMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        dense = [(name, p) for name, p in model.named_parameters() if p.layout == torch.strided and p.numel()]
-        self.own = {p.untyped_storage().data_ptr(): name for name, p in dense if not p.is_meta}
+        self.own = {memory_of(parameter): name for name, parameter in model.named_parameters()}
+        self.own.pop(0, None)  # of those that lie nowhere
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -136,12 +136,11 @@ class weights_unwritten(TorchFunctionMode):
         sets = name == "__set__" and getattr(getattr(func, "__self__", None), "__name__", "") == "data"
         writes = sets or name in _WRITES or (name.endswith("_") and not name.endswith("__") and name not in _NO_WRITES)
         for written in (args[0] if writes and args else None, kwargs.get("out")):
-            if isinstance(written, Tensor) and written.layout == torch.strided and not written.is_meta:
-                if (where := self.own.get(written.untyped_storage().data_ptr())) is not None:
-                    raise ModelError(
-                        f"a pass of the model writes into its parameter {where!r}: run it once first, if only "
-                        "its first pass does, or explain a model whose forward() leaves its parameters alone."
-                    )
+            if isinstance(written, Tensor) and (where := self.own.get(memory_of(written))) is not None:
+                raise ModelError(
+                    f"a pass of the model writes into its parameter {where!r}: run it once first, if only "
+                    "its first pass does, or explain a model whose forward() leaves its parameters alone."
+                )
         return func(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .device import memory_of
 from .inference import evaluating
 from .model_state import all_tensors, leaves, only_looks, plain_places
 
@@ -33,23 +34,23 @@ class Watch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def watched(model: nn.Module, example: Tensor) -> Watch:
+def watch(model: nn.Module, example: Tensor) -> Watch:
     """What a pass of `example` in eval mode has used of the model, and which tensors it has seen."""
     given = example.clone()
-    with evaluating(model), Watch() as watch:
+    with evaluating(model), Watch() as seen:
         model(given)
-    return watch
+    return seen
 
 
-def counts(model: nn.Module, watch: Watch) -> Counter[str]:
+def counts(model: nn.Module, seen: Watch) -> Counter[str]:
     """How often each parameter and buffer took part, by name."""
     tensors = (*model.named_parameters(), *model.named_buffers())
-    return Counter({name: watch.used[id(tensor)] for name, tensor in tensors})
+    return Counter({name: seen.used[id(tensor)] for name, tensor in tensors})
 
 
 def uses(model: nn.Module, example: Tensor) -> Counter[str]:
     """How often each parameter and buffer takes part in a pass, by name."""
-    return counts(model, watched(model, example))
+    return counts(model, watch(model, example))
 
 
 def learned(tensor: Tensor) -> bool:
@@ -63,22 +64,14 @@ def held_elsewhere(model: nn.Module, example: Tensor, forget: Callable[[], objec
     A global, an attribute of a class, a default argument or an array holds it: what a pass itself makes lies somewhere
     else in the second one, as long as that of the first is alive. `forget` empties what a pass has left in the model.
     """
-    first = watched(model, example)
-    before = {_memory(tensor) for tensor in first.alive}
+    first = watch(model, example)
+    before = {memory_of(tensor) for tensor in first.alive}
     forget()
-    second = watched(model, example)
-    known = {0} | {_memory(tensor) for tensor in (*all_tensors(model), *(held for _, held in plain_places(model)))}
+    second = watch(model, example)
+    known = {0} | {memory_of(tensor) for tensor in (*all_tensors(model), *(held for _, held in plain_places(model)))}
     found: dict[int, Tensor] = {}
     for tensor in second.alive:
-        memory = _memory(tensor)
+        memory = memory_of(tensor)
         if memory in before - known and (memory not in found or learned(tensor)):
             found[memory] = tensor
     return list(found.values())
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where the values of a tensor lie; 0 where it has none, or hides them, as inside `torch.vmap`."""
-    try:
-        return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
-    except NotImplementedError:
-        return 0

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 import numpy as np
 import pytest
 import torch
-from networks import cnn, images
+from networks import CLASSES, cnn, images
 from saliency_sanity.inference import (
     buffers_kept,
     evaluating,
@@ -169,3 +169,19 @@ def test_the_last_batch_is_looked_at_too(call, says):
 
     with pytest.raises(ValueError, match=says):
         predict(Changes(), images(5), batch_size=3)
+
+
+class Mapped(nn.Module):
+    """Writes in place inside `torch.vmap`, where tensors do not say where they lie."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.vmap(lambda one: one.mean((1, 2)).mul_(2))(x))
+
+
+def test_what_is_written_inside_vmap_is_no_parameter():
+    model, x = Mapped(), images()
+    torch.testing.assert_close(predict(model, x), model.head(2 * x.mean((2, 3))).detach())
