@@ -159,7 +159,7 @@ def _ssim_sides(scaled: Callable[[Tensor], Tensor], data_range: float, size: int
     if isinstance(size, bool) or not isinstance(size, Integral) or size < 3 or not size % 2:
         raise ValueError(f"win_size must be odd and from 3 to the maps' smaller side, got {size!r}.")
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    unbiased = size**2 / max(size**2 - 1, 1)  # a window of one pixel is refused below
+    unbiased = size**2 / (size**2 - 1)
 
     def describe(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side = min(maps.shape[1:])
