@@ -260,17 +260,21 @@ def test_networks_that_are_named_take_the_place_of_their_old_rows(tmp_path):
     assert "AlexNet" in lines[0] and lines[len(zoo.CHECKS)].split(",")[1:5] == ["ViT", "64", "gradient", zoo.WRONG]
 
 
-def test_the_page_has_a_table_that_can_be_read_aloud():
-    page = build_book.fill((ROOT / "book/zoo.md").read_text(encoding="utf-8"), zoo_page.parts(ROOT))
+def test_the_page_has_tables_that_can_be_read_aloud():
+    parts = zoo_page.parts(ROOT)
+    page = build_book.fill((ROOT / "book/zoo.md").read_text(encoding="utf-8"), parts)
     assert "\n% " not in page
-    table = BeautifulSoup(zoo_page.table(STORED), "html.parser")
-    region = table.select_one("[role=region][tabindex='0']")
-    assert table.select_one(f"#{region['aria-labelledby']}").name == "caption"
-    assert len(table.select("thead th[scope=col]")) == 1 + len(zoo.CHECKS)
-    assert [one.get_text() for one in table.select("th[scope=row]")] == list(NETWORKS)
-    assert len(table.select("tbody")) == len(table.select("th[scope=rowgroup]")) == 3
-    for sign in table.select("td [aria-hidden]"):
-        sign.extract()
-    words = {cell.get_text() for cell in table.select("td")}
-    assert all(re.fullmatch(r"right|refused|yes|\d+( undefined)?", word) for word in words)
-    assert "<p>" not in str(table) and "\n\n" not in zoo_page.table(STORED)
+    shown = []
+    for part in ("zoo: methods", "zoo: randomisation"):
+        table = BeautifulSoup(parts[part], "html.parser")
+        region = table.select_one("[role=region][tabindex='0']")
+        assert table.select_one(f"#{region['aria-labelledby']}").name == "caption"
+        shown += [one.get_text() for one in table.select("thead th[scope=col]")][1:]
+        assert [one.get_text() for one in table.select("th[scope=row]")] == list(NETWORKS)
+        assert len(table.select("tbody")) == len(table.select("th[scope=rowgroup]")) == 3
+        for sign in table.select("td [aria-hidden]"):
+            sign.extract()
+        words = {cell.get_text() for cell in table.select("td")}
+        assert all(re.fullmatch(r"right|refused|yes|\d+( undefined)?", word) for word in words)
+        assert "<p>" not in str(table) and "\n\n" not in parts[part]
+    assert shown == [*zoo_page.METHODS.values(), *zoo_page.RANDOMISATION.values()]
